@@ -1,0 +1,1 @@
+//! The formats both ends share: bytes in, types out, and back.
