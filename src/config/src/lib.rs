@@ -1,1 +1,202 @@
-//! Cloud-config and kernel command line: where they are found, how they merge, what they mean.
+//! Cloud-config: where it is found, how files merge, what they mean (protocols/kcrypt.md §10).
+//!
+//! [`load`] reads the directories Kairos reads and returns what this project needs of them. It fails closed: a file that
+//! cannot be read, is not YAML, or has a typing error in a key of ours is an error with file, line and key, never a default
+//! that would be a weaker mode. What others have written in the same files is none of our business as long as it is YAML.
+
+mod certificate;
+mod error;
+mod files;
+mod prefix;
+mod settings;
+mod value;
+mod yaml;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use error::{ConfigError, Place};
+pub use prefix::Prefix;
+
+use settings::Settings;
+use value::Setting;
+
+/// Where cloud-config is, in the order in which it is merged: the running system, the initramfs, an earlier initramfs stage.
+pub const DIRS: [&str; 3] = ["/oem", "/sysroot/oem", "/run/cos/oem"];
+
+/// Total time for the automatic ways of one boot.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(120);
+/// NV index of the local blob (protocols/kcrypt.md §9.2).
+pub const DEFAULT_NV_INDEX: u32 = 0x0150_0000;
+/// Persistent handle of the blob key (protocols/kcrypt.md §9.1).
+pub const DEFAULT_C_INDEX: u32 = 0x8100_0008;
+/// WireGuard's customary port.
+pub const DEFAULT_MESH_PORT: u16 = 51820;
+pub const DEFAULT_MESH_INTERFACE: &str = "wg-latchkey";
+
+/// What the machine is told to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub challenger: Challenger,
+    /// Labels, in the order found, each once: `install.encrypted_partitions`.
+    pub encrypted_partitions: Vec<String>,
+    /// `latchkey.deadline`, 1 s to 24 h, default [`DEFAULT_DEADLINE`].
+    pub deadline: Duration,
+    /// `latchkey.mesh`; without it no mesh identity is made.
+    pub mesh: Option<Mesh>,
+    /// The cloud-config files that were read, in order. Empty: no directory, or no file with a header.
+    pub sources: Vec<PathBuf>,
+}
+
+/// `kcrypt.challenger`, and what newer Kairos reads directly below `kcrypt`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Challenger {
+    /// http, https, ws or wss URL. `None`: local mode.
+    pub server: Option<String>,
+    /// 0x01000000 to 0x01ffffff.
+    pub nv_index: u32,
+    /// 0x81000000 to 0x81ffffff.
+    pub c_index: u32,
+    /// Path of a device or socket, or a TCTI string.
+    pub tpm_device: Option<String>,
+    /// PEM text with one certificate at least.
+    pub certificate: Option<String>,
+    /// The server's name ends in `.local` and is looked for by multicast.
+    pub mdns: bool,
+}
+
+/// `latchkey.mesh`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// 1 to 64 characters of `[A-Za-z0-9._-]`: separates the identities of one machine in several meshes.
+    pub network: String,
+    pub prefix: Prefix,
+    pub port: u16,
+    pub interface: String,
+}
+
+/// Reads the cloud-config files below `dirs`, in this order; a directory that is not there is none.
+///
+/// # Errors
+/// See [`ConfigError`]; nothing is silently left out, but files without header or of 2 MiB and more, as Kairos does.
+pub fn load(dirs: &[&Path]) -> Result<Config, ConfigError> {
+    let mut settings = Settings::default();
+    let mut sources = Vec::new();
+    for dir in dirs {
+        for source in files::read_all(dir)? {
+            settings.add(&source)?;
+            sources.push(source.path);
+        }
+    }
+    Ok(Config {
+        challenger: challenger(&settings, dirs)?,
+        encrypted_partitions: match settings.get("install.encrypted_partitions") {
+            Some((Setting::Labels(labels), _)) => labels.clone(),
+            _ => Vec::new(),
+        },
+        deadline: match settings.get("latchkey.deadline") {
+            Some((Setting::Duration(deadline), _)) => *deadline,
+            _ => DEFAULT_DEADLINE,
+        },
+        mesh: mesh(&settings)?,
+        sources,
+    })
+}
+
+fn challenger(settings: &Settings, dirs: &[&Path]) -> Result<Challenger, ConfigError> {
+    let server = text(settings.get("kcrypt.challenger.challenger_server"));
+    let mdns = mdns(settings, server.as_deref())?;
+    let certificate = match settings.get("kcrypt.challenger.certificate") {
+        Some((Setting::Text(value), place)) if !value.is_empty() => {
+            Some(certificate::pem(value, place, dirs)?)
+        }
+        _ => None,
+    };
+    Ok(Challenger {
+        server,
+        nv_index: handle(either(settings, "nv_index")?).unwrap_or(DEFAULT_NV_INDEX),
+        c_index: handle(either(settings, "c_index")?).unwrap_or(DEFAULT_C_INDEX),
+        tpm_device: text(either(settings, "tpm_device")?),
+        certificate,
+        mdns,
+    })
+}
+
+type Found<'s> = Option<(&'s Setting, &'s Place)>;
+
+/// A setting that older Kairos reads below `kcrypt.challenger` and newer below `kcrypt`; both may say the same.
+fn either<'s>(settings: &'s Settings, name: &str) -> Result<Found<'s>, ConfigError> {
+    let (old_key, new_key) = (format!("kcrypt.challenger.{name}"), format!("kcrypt.{name}"));
+    match (settings.get(&old_key), settings.get(&new_key)) {
+        (Some((old, first)), Some((new, second))) if old != new => Err(ConfigError::Conflict {
+            first_key: old_key,
+            first: first.clone(),
+            second_key: new_key,
+            second: second.clone(),
+        }),
+        (old, new) => Ok(new.or(old)),
+    }
+}
+
+fn text(found: Found<'_>) -> Option<String> {
+    match found {
+        // An empty text is how templates say "none"; Kairos takes it so, too.
+        Some((Setting::Text(text), _)) if !text.is_empty() => Some(text.clone()),
+        _ => None,
+    }
+}
+
+fn handle(found: Found<'_>) -> Option<u32> {
+    match found {
+        Some((Setting::Handle(handle), _)) => Some(*handle),
+        _ => None,
+    }
+}
+
+fn mdns(settings: &Settings, server: Option<&str>) -> Result<bool, ConfigError> {
+    let key = "kcrypt.challenger.mdns";
+    let Some((Setting::Flag(true), place)) = settings.get(key) else { return Ok(false) };
+    let Some(server) = server else {
+        return Err(ConfigError::Missing {
+            place: place.clone(),
+            key: key.to_owned(),
+            missing: "kcrypt.challenger.challenger_server, with a host that ends in .local",
+        });
+    };
+    let host = value::host_of(server).unwrap_or_default();
+    if !host.trim_end_matches('.').to_ascii_lowercase().ends_with(".local") {
+        return Err(ConfigError::Invalid {
+            place: place.clone(),
+            key: key.to_owned(),
+            why: format!(
+                "multicast DNS finds hosts that end in .local only, and challenger_server names {host:?}"
+            ),
+        });
+    }
+    Ok(true)
+}
+
+fn mesh(settings: &Settings) -> Result<Option<Mesh>, ConfigError> {
+    let Some(place) = settings.mesh() else { return Ok(None) };
+    let missing = |missing| ConfigError::Missing {
+        place: place.clone(),
+        key: "latchkey.mesh".to_owned(),
+        missing,
+    };
+    let Some(network) = text(settings.get("latchkey.mesh.network")) else {
+        return Err(missing("latchkey.mesh.network"));
+    };
+    let Some((Setting::Prefix(prefix), _)) = settings.get("latchkey.mesh.prefix") else {
+        return Err(missing("latchkey.mesh.prefix"));
+    };
+    Ok(Some(Mesh {
+        network,
+        prefix: *prefix,
+        port: match settings.get("latchkey.mesh.port") {
+            Some((Setting::Port(port), _)) => *port,
+            _ => DEFAULT_MESH_PORT,
+        },
+        interface: text(settings.get("latchkey.mesh.interface"))
+            .unwrap_or_else(|| DEFAULT_MESH_INTERFACE.to_owned()),
+    }))
+}

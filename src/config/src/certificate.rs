@@ -1,0 +1,106 @@
+//! `certificate`: PEM text (RFC 7468) written into the config, or the path of a PEM file.
+//!
+//! Kairos' own client takes text only and silently ignores a path (protocols/kcrypt.md §10.4); here both work, and
+//! anything that is neither is an error.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use crate::error::{ConfigError, Place};
+use crate::settings::directory;
+
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const END: &str = "-----END CERTIFICATE-----";
+/// A whole distribution's bundle has about 220 KiB.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+pub(crate) fn pem(value: &str, place: &Place, dirs: &[&Path]) -> Result<String, ConfigError> {
+    let invalid = |why: String| ConfigError::Invalid {
+        place: place.clone(),
+        key: "kcrypt.challenger.certificate".to_owned(),
+        why,
+    };
+    if value.contains("-----BEGIN ") {
+        check(value).map_err(|why| invalid(why.to_owned()))?;
+        return Ok(value.to_owned());
+    }
+    let path = value.trim();
+    if !path.starts_with('/') || path.contains('\n') {
+        return Err(invalid(
+            "neither PEM text (-----BEGIN CERTIFICATE-----) nor an absolute path".to_owned(),
+        ));
+    }
+    let (path, bytes) = read_first(&candidates(path, place, dirs))
+        .map_err(|(path, e)| ConfigError::Unreadable { path, source: e })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| invalid(format!("{} is not PEM text", path.display())))?;
+    check(&text).map_err(|why| invalid(format!("{}: {why}", path.display())))?;
+    Ok(text)
+}
+
+/// The path as written; and since the initramfs sees /oem under another name, the same file below the directory that the
+/// setting was found in.
+fn candidates(path: &str, place: &Place, dirs: &[&Path]) -> Vec<PathBuf> {
+    let mut candidates = vec![PathBuf::from(path)];
+    if let Some(below) = path.strip_prefix("/oem/") {
+        let root = dirs.iter().find(|dir| directory(place).starts_with(dir));
+        candidates.extend(root.map(|root| root.join(below)));
+    }
+    candidates
+}
+
+/// The first of the files that is there.
+fn read_first(paths: &[PathBuf]) -> Result<(PathBuf, Vec<u8>), (PathBuf, io::Error)> {
+    let mut absent = (PathBuf::new(), io::Error::from(ErrorKind::NotFound));
+    for path in paths {
+        match read(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => absent = (path.clone(), e),
+            Err(e) => return Err((path.clone(), e)),
+            Ok(bytes) => return Ok((path.clone(), bytes)),
+        }
+    }
+    Err((paths.first().cloned().unwrap_or_default(), absent.1))
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "more than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// One certificate at least, each begun and ended, of base64 characters, and no key. What is in it, TLS will judge.
+fn check(text: &str) -> Result<(), &'static str> {
+    let mut complete = 0_usize;
+    let mut inside = false;
+    for line in text.lines().map(str::trim) {
+        match line {
+            BEGIN if !inside => inside = true,
+            END if inside => {
+                inside = false;
+                complete = complete.saturating_add(1);
+            }
+            BEGIN | END => return Err("certificates that are not each begun and ended"),
+            _ if line.starts_with("-----BEGIN ") => {
+                return Err("something else than certificates is in it; keys have no place here");
+            }
+            _ if inside
+                && !line.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b)) =>
+            {
+                return Err("a certificate with characters that are not base64");
+            }
+            _ => {}
+        }
+    }
+    match (complete, inside) {
+        (0, false) => Err("no -----BEGIN CERTIFICATE----- on a line of its own"),
+        (_, true) => Err("a certificate without -----END CERTIFICATE-----"),
+        _ => Ok(()),
+    }
+}
