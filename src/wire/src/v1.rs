@@ -1,0 +1,384 @@
+//! kcrypt protocol, generation 1: the `Authorization` token and the messages of `/getPass` and `/postPass`
+//! (`protocols/kcrypt.md` §5).
+
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use serde::de::MapAccess;
+use thiserror::Error;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::{Error, Result, attest::AttestationParameters, go_json};
+
+/// Path of the endpoint that releases a passphrase.
+pub const GET_PASS: &str = "/getPass";
+/// Path of the endpoint that takes a first passphrase.
+pub const POST_PASS: &str = "/postPass";
+
+/// Header with the file system label; for a LUKS partition, its LUKS2 label.
+pub const HEADER_LABEL: &str = "label";
+/// Header with the kernel's device name (`sda3`).
+pub const HEADER_NAME: &str = "name";
+/// Header with the GPT partition's UUID.
+pub const HEADER_UUID: &str = "uuid";
+
+/// Longest `Authorization` value taken, in bytes; with a certificate it has 4 to 5 KB.
+pub const MAX_AUTHORIZATION: usize = 16 * 1024;
+
+/// `generated_by` of a passphrase that only the machine's TPM can decrypt.
+pub const GENERATED_BY_TPM: &str = "tpm";
+
+/// How the token begins; the base64 follows without a space.
+const SCHEME: &str = "Bearer TPM";
+
+/// What a client shows of itself before any message: its EK and a fresh AK.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Token {
+    /// PEM of the EK certificate or of the EK's SubjectPublicKeyInfo.
+    pub ek_pem: String,
+    /// The AK.
+    pub ak: AttestationParameters,
+}
+
+impl Token {
+    /// The value of the `Authorization` header: 2,406 bytes with a public key.
+    #[must_use]
+    pub fn authorization_header(&self) -> String {
+        let json =
+            format!(r#"{{"EK":"{}","AK":{}}}"#, STANDARD.encode(&self.ek_pem), self.ak.to_json());
+        format!("{SCHEME}{}", STANDARD.encode(json))
+    }
+
+    /// Reads an `Authorization` value, with or without `Bearer TPM` before the base64.
+    pub fn parse_authorization(value: &[u8]) -> Result<Self> {
+        const WHAT: &str = "Authorization header";
+        if value.len() > MAX_AUTHORIZATION {
+            return Err(Error::TooLong { what: WHAT, limit: MAX_AUTHORIZATION, got: value.len() });
+        }
+        let encoded = value.strip_prefix(SCHEME.as_bytes()).unwrap_or(value);
+        let json = STANDARD.decode(encoded).map_err(|_| Error::Base64 { what: WHAT })?;
+        go_json::parse(WHAT, &json)
+    }
+}
+
+impl go_json::GoObject for Token {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "ek" => {
+                self.ek_pem = String::from_utf8(go_json::bytes(map)?)
+                    .map_err(|_| serde::de::Error::custom("EK is not text"))?;
+            }
+            "ak" => self.ak = go_json::object(map)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// Server to client: `{"EC":{"Credential":…,"Secret":…}}`, both parts with their `TPM2B` length (§4.2).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Challenge {
+    /// TPM2B_ID_OBJECT, 70 bytes.
+    pub credential: Vec<u8>,
+    /// TPM2B_ENCRYPTED_SECRET, 258 bytes.
+    pub secret: Vec<u8>,
+}
+
+impl Challenge {
+    /// As Go writes it, without a newline.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        format!(
+            r#"{{"EC":{{"Credential":"{}","Secret":"{}"}}}}"#,
+            STANDARD.encode(&self.credential),
+            STANDARD.encode(&self.secret)
+        )
+    }
+
+    /// Reads the message of a server. The lengths are checked by [`crate::credential::split_credential`].
+    pub fn from_json(message: &[u8]) -> Result<Self> {
+        Ok(go_json::parse::<ChallengeMessage>("challenge", message)?.0)
+    }
+}
+
+#[derive(Default)]
+struct ChallengeMessage(Challenge);
+
+impl go_json::GoObject for ChallengeMessage {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "ec" => self.0 = go_json::object(map)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+impl go_json::GoObject for Challenge {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "credential" => self.credential = go_json::bytes(map)?,
+            "secret" => self.secret = go_json::bytes(map)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// Client to server: the activation secret, 32 bytes if it is right.
+#[derive(Clone, Default)]
+pub struct ChallengeResponse {
+    /// What TPM2_ActivateCredential returned.
+    pub secret: Zeroizing<Vec<u8>>,
+}
+
+impl ChallengeResponse {
+    /// As Go writes it, with a newline.
+    #[must_use]
+    pub fn to_json(&self) -> Zeroizing<String> {
+        let encoded = Zeroizing::new(STANDARD.encode(&*self.secret));
+        let mut out = Zeroizing::new(String::with_capacity(encoded.len() + 16));
+        out.push_str(r#"{"Secret":""#);
+        out.push_str(&encoded);
+        out.push_str("\"}\n");
+        out
+    }
+
+    /// Reads the message of a client.
+    pub fn from_json(message: &[u8]) -> Result<Self> {
+        go_json::parse("challenge response", message)
+    }
+}
+
+impl std::fmt::Debug for ChallengeResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChallengeResponse({} bytes)", self.secret.len())
+    }
+}
+
+impl go_json::GoObject for ChallengeResponse {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "secret" => self.secret = Zeroizing::new(go_json::bytes(map)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// The last message: of the server on `/getPass`, of the client on `/postPass` (§5.5).
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Payload {
+    /// The passphrase in clear, or unpadded URL base64 of an OAEP block if `generated_by` is `tpm`.
+    pub passphrase: Zeroizing<String>,
+    /// Why there is none.
+    pub error: String,
+    /// Empty for a passphrase an operator wrote, `tpm` for one a machine made.
+    pub generated_by: String,
+}
+
+impl Payload {
+    /// A refusal.
+    #[must_use]
+    pub fn refusal(error: impl Into<String>) -> Self {
+        Self { error: error.into(), ..Self::default() }
+    }
+
+    /// The passphrase a machine made, encrypted by its TPM: what `/postPass` takes.
+    #[must_use]
+    pub fn sealed(block: &[u8]) -> Self {
+        Self {
+            passphrase: Zeroizing::new(URL_SAFE_NO_PAD.encode(block)),
+            error: String::new(),
+            generated_by: GENERATED_BY_TPM.to_owned(),
+        }
+    }
+
+    /// As Go writes it: all three keys, with a newline.
+    #[must_use]
+    pub fn to_json(&self) -> Zeroizing<String> {
+        let room = [&*self.passphrase, &self.error, &self.generated_by]
+            .map(|text| go_json::room(text))
+            .iter()
+            .sum::<usize>();
+        let mut out = Zeroizing::new(String::with_capacity(room + 64));
+        out.push_str(r#"{"passphrase":"#);
+        go_json::push_string(&mut out, &self.passphrase);
+        out.push_str(r#","error":"#);
+        go_json::push_string(&mut out, &self.error);
+        out.push_str(r#","generated_by":"#);
+        go_json::push_string(&mut out, &self.generated_by);
+        out.push_str("}\n");
+        out
+    }
+
+    /// Reads the message of either side.
+    pub fn from_json(message: &[u8]) -> Result<Self> {
+        go_json::parse("payload", message)
+    }
+
+    /// The OAEP block in `passphrase`, if it is unpadded URL base64.
+    pub fn sealed_block(&self) -> Result<Vec<u8>> {
+        URL_SAFE_NO_PAD
+            .decode(self.passphrase.as_bytes())
+            .map_err(|_| Error::Base64 { what: "TPM-encrypted passphrase" })
+    }
+
+    /// What the server's answer on `/getPass` means for a client.
+    pub fn classify(self) -> Result<Release, Refusal> {
+        if !self.error.is_empty() {
+            return Err(Refusal::from_text(&self.error));
+        }
+        if self.passphrase.is_empty() {
+            return Err(Refusal::EmptySecret);
+        }
+        if self.generated_by == GENERATED_BY_TPM {
+            return self.sealed_block().map(Release::Sealed).map_err(|_| Refusal::Malformed);
+        }
+        Ok(Release::Passphrase(self.passphrase))
+    }
+}
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Payload")
+            .field("passphrase", &format_args!("{} bytes", self.passphrase.len()))
+            .field("error", &self.error)
+            .field("generated_by", &self.generated_by)
+            .finish()
+    }
+}
+
+impl go_json::GoObject for Payload {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "passphrase" => self.passphrase = Zeroizing::new(go_json::text(map)?),
+            "error" => self.error = go_json::text(map)?,
+            "generated_by" => self.generated_by = go_json::text(map)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// What a server released.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Release {
+    /// The passphrase itself, as an operator wrote it.
+    Passphrase(Zeroizing<String>),
+    /// An OAEP block that this machine's TPM key decrypts.
+    Sealed(Vec<u8>),
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if let Self::Sealed(block) = self {
+            block.zeroize();
+        }
+    }
+}
+
+impl std::fmt::Debug for Release {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Passphrase(_) => f.write_str("Passphrase(redacted)"),
+            Self::Sealed(block) => write!(f, "Sealed({} bytes)", block.len()),
+        }
+    }
+}
+
+/// Why a server released nothing. Texts of the server are cut to [`MAX_REASON`] characters and hold no control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// An operator has locked this machine out. Asking again is no use.
+    #[error("the key server has this machine in quarantine ({0}); an operator must release it")]
+    Quarantined(String),
+    /// No volume of the server has this TPM hash and partition.
+    #[error(
+        "the key server does not know this machine or partition ({0}); an operator must add its TPM hash"
+    )]
+    UnknownMachine(String),
+    /// The volume is known, its Secret is not there yet: first enrolment may make one, unlocking may not.
+    #[error("the key server has no secret for this volume yet ({0}); encrypt enrols it")]
+    NoSecret(String),
+    /// Neither passphrase nor error: the server's Secret exists and is empty. Enrolling cannot mend it (the Secret is never
+    /// overwritten), and Go's client loops for ever here.
+    #[error(
+        "the key server's secret for this volume exists but is empty; an operator must delete or fill it"
+    )]
+    EmptySecret,
+    /// Marked as encrypted by a TPM, but not what a TPM key can decrypt.
+    #[error(
+        "the key server's secret for this volume is damaged: it is not the base64 a machine sends"
+    )]
+    Malformed,
+    /// Something else, most likely trouble on the server's side.
+    #[error("the key server refused: {0}")]
+    Other(String),
+}
+
+/// Most characters kept of a server's text.
+pub const MAX_REASON: usize = 300;
+
+impl Refusal {
+    fn from_text(text: &str) -> Self {
+        let told = text
+            .chars()
+            .take(MAX_REASON)
+            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+            .collect();
+        // Go's client keys on these substrings; the server's texts have them in front.
+        if text.contains(NO_SECRET) {
+            Self::NoSecret(told)
+        } else if text.contains(QUARANTINED) || text.contains("quarantined") {
+            Self::Quarantined(told)
+        } else if text.contains(NO_VOLUME) {
+            Self::UnknownMachine(told)
+        } else {
+            Self::Other(told)
+        }
+    }
+}
+
+const NO_SECRET: &str = "No secret found for";
+const NO_VOLUME: &str = "no volume found with data from request and hash:";
+const QUARANTINED: &str = "quarantined:";
+
+/// The server's texts, byte for byte (§5.5).
+pub mod text {
+    use crate::pubhash::Pubhash;
+
+    /// `/getPass`: no Secret yet; the client enrols.
+    #[must_use]
+    pub fn no_secret(pubhash: &Pubhash, label: &str) -> String {
+        format!("{} {pubhash} and {label}", super::NO_SECRET)
+    }
+
+    /// `/getPass`: nobody we know.
+    #[must_use]
+    pub fn no_volume(pubhash: &Pubhash) -> String {
+        format!("{} {pubhash}", super::NO_VOLUME)
+    }
+
+    /// Both endpoints: locked out; `label` is the partition's in the volume.
+    #[must_use]
+    pub fn quarantined(label: &str) -> String {
+        format!("{} {label}", super::QUARANTINED)
+    }
+
+    /// `/postPass`: nobody we know.
+    #[must_use]
+    pub fn no_tpm_hash(pubhash: &Pubhash) -> String {
+        format!("no TPM Hash found for {pubhash}")
+    }
+
+    /// `/postPass`: nothing to store.
+    pub const NO_PASSPHRASE: &str = "invalid answer from client: doesn't contain any passphrase";
+
+    /// `/postPass`: the client reports that it failed.
+    #[must_use]
+    pub fn client_error(error: &str) -> String {
+        format!("error: {error}")
+    }
+}
