@@ -1,1 +1,16 @@
-//! The harness of the whole-system tests.
+//! The harness of the whole-system tests: software TPMs, disks, virtual machines with a console to read and type at, the
+//! key server, and the report that a booted machine gives of itself.
+//!
+//! A scenario is: a [`tpm::Tpm`], a [`kms::Kms`], a [`disk::Disk`], then boots ([`vm::Vm`]) of that disk with that TPM.
+//! Everything is made anew for each scenario from one cached image, and ends with it.
+
+pub mod child;
+pub mod disk;
+pub mod error;
+pub mod kms;
+pub mod lane;
+pub mod place;
+pub mod report;
+pub mod tpm;
+pub mod transcript;
+pub mod vm;

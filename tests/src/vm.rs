@@ -1,0 +1,243 @@
+//! Virtual machines: QEMU without KVM, a serial console that can be read and typed at, user-mode network in which the
+//! host's loopback is 10.0.2.2.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    child::Running,
+    disk::Disk,
+    error::{Doing, Error, Result},
+    lane::Lane,
+    place::{self, Image},
+    report::Report,
+    tpm::{PoweredTpm, Tpm},
+    transcript::{Line, Transcript},
+};
+
+/// How long the harness waits for anything at all. Long, since no test is about speed and the host may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Options that make a kernel start fast under emulation: no self-tests of ciphers, no address randomisation.
+const FAST: &str = "quiet cryptomgr.notests nokaslr audit=0 apparmor=0 selinux=0 no_timer_check tsc=reliable \
+                    net.ifnames=0 systemd.show_status=false";
+/// A processor with the AES instructions and little else: it starts 1.3 s sooner than `max`.
+const CPU: &str = "qemu64,+aes,+pclmulqdq,+sse4.1,+sse4.2,+ssse3,+popcnt,+rdrand";
+
+/// What the machine boots from.
+#[derive(Debug, Clone)]
+pub enum Boot {
+    /// The image's kernel with an initramfs: [`Image::initramfs`], or one that dracut made.
+    Kernel { initramfs: PathBuf },
+    /// The disk, through the firmware and GRUB; see [`Disk::install_boot`].
+    Disk,
+}
+
+/// A machine about to be started.
+#[derive(Debug)]
+pub struct Vm<'a> {
+    name: String,
+    boot: Boot,
+    disk: Option<&'a Disk>,
+    tpm: Option<&'a Tpm>,
+    network: bool,
+    append: String,
+    secrets: Vec<String>,
+    cpus: u32,
+    memory_mib: u32,
+}
+
+impl<'a> Vm<'a> {
+    /// A machine with the fast initramfs, one core, 512 MiB and a network. `name` names its log.
+    pub fn new(name: &str) -> Result<Self> {
+        Ok(Self {
+            name: name.to_owned(),
+            boot: Boot::Kernel { initramfs: Image::get()?.initramfs.clone() },
+            disk: None,
+            tpm: None,
+            network: true,
+            append: String::new(),
+            secrets: Vec::new(),
+            cpus: 1,
+            memory_mib: 512,
+        })
+    }
+
+    #[must_use]
+    pub fn boot(mut self, boot: Boot) -> Self {
+        self.boot = boot;
+        self
+    }
+
+    #[must_use]
+    pub fn disk(mut self, disk: &'a Disk) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
+    #[must_use]
+    pub fn tpm(mut self, tpm: &'a Tpm) -> Self {
+        self.tpm = Some(tpm);
+        self
+    }
+
+    #[must_use]
+    pub fn without_network(mut self) -> Self {
+        self.network = false;
+        self
+    }
+
+    /// More words for the kernel command line (not when booting from disk: there they are GRUB's).
+    #[must_use]
+    pub fn append(mut self, words: &str) -> Self {
+        self.append.push(' ');
+        self.append.push_str(words);
+        self
+    }
+
+    /// A secret that the guest's report is to search for; it reaches the guest in the firmware's tables.
+    #[must_use]
+    pub fn secret(mut self, secret: &str) -> Self {
+        self.secrets.push(secret.to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    #[must_use]
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// The kernel command line for a boot with [`Boot::Kernel`]; a `grub.cfg` may start from it.
+    pub fn command_line(&self) -> String {
+        format!("console=ttyS0 {FAST} root=LABEL=COS_STATE rw{}", self.append)
+    }
+
+    /// Waits for a lane, then powers on.
+    pub fn start(self) -> Result<RunningVm> {
+        let lane = Lane::take()?;
+        let tpm = self.tpm.map(Tpm::power_on).transpose()?;
+        let log_path = place::log_file(&self.name)?;
+        let log = File::create(&log_path).doing(|| format!("create {}", log_path.display()))?;
+        let errors_path = log_path.with_extension("qemu");
+        let errors =
+            File::create(&errors_path).doing(|| format!("create {}", errors_path.display()))?;
+        let command = self.command(tpm.as_ref().map(PoweredTpm::socket))?;
+        let started = Instant::now();
+        let (qemu, pipes) = Running::start(&command, |c| {
+            c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::from(errors));
+        })?;
+        let console =
+            pipes.stdout.ok_or_else(|| Error::Setup("QEMU has no standard output".into()))?;
+        let console = Transcript::follow(&format!("machine {}", self.name), console, log, started);
+        Ok(RunningVm { qemu, console, _tpm: tpm, _lane: lane })
+    }
+
+    fn command(&self, tpm: Option<&Path>) -> Result<Command> {
+        let image = Image::get()?;
+        let mut c = Command::new("qemu-system-x86_64");
+        c.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-monitor",
+            "none",
+        ]);
+        c.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-serial", "stdio"]);
+        c.arg("-smp").arg(self.cpus.to_string()).arg("-m").arg(self.memory_mib.to_string());
+        if let Boot::Kernel { initramfs } = &self.boot {
+            c.arg("-kernel")
+                .arg(&image.kernel)
+                .arg("-initrd")
+                .arg(initramfs)
+                .arg("-append")
+                .arg(self.command_line());
+        }
+        if let Some(socket) = tpm {
+            c.arg("-chardev").arg(format!("socket,id=tpm,path={}", socket.display()));
+            c.args(["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0"]);
+        }
+        if let Some(disk) = self.disk {
+            let file = disk.path().display();
+            c.arg("-drive").arg(format!("if=none,id=disk,format=raw,file={file},cache=unsafe"));
+            c.args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
+        }
+        if self.network {
+            // No option ROM: nothing boots from the network, and it takes time.
+            c.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
+        }
+        for secret in &self.secrets {
+            let hex: String = secret.bytes().map(|b| format!("{b:02x}")).collect();
+            c.arg("-smbios").arg(format!("type=11,value={}{hex}", crate::report::SECRET_TAG));
+        }
+        Ok(c)
+    }
+}
+
+/// A machine that runs. Dropping it pulls the plug.
+#[derive(Debug)]
+pub struct RunningVm {
+    qemu: Running,
+    console: Transcript,
+    _tpm: Option<PoweredTpm>,
+    _lane: Lane,
+}
+
+impl RunningVm {
+    /// Everything on the serial console.
+    pub fn console(&self) -> &Transcript {
+        &self.console
+    }
+
+    /// Waits for a line on the console, an unfinished one too, such as a prompt.
+    pub fn wait_for(&self, pattern: &str) -> Result<Line> {
+        self.console.wait_for(pattern, PATIENCE)
+    }
+
+    /// Types a line at the console, Enter included.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        self.qemu.write(format!("{line}\n").as_bytes())
+    }
+
+    /// Waits until the machine has powered itself off.
+    pub fn wait_for_power_off(&mut self) -> Result<()> {
+        self.console.wait_for_end(PATIENCE)?;
+        if self.qemu.ended_within(PATIENCE)? {
+            return Ok(());
+        }
+        Err(Error::StillRunning {
+            who: "QEMU".into(),
+            seconds: PATIENCE.as_secs(),
+            tail: self.console.tail(),
+        })
+    }
+
+    /// Waits for the report of the booted system, and for the machine to be off.
+    pub fn report(&mut self) -> Result<Report> {
+        let line = self.wait_for(r"^REPORT \{.*\}$")?;
+        let report = Report::parse(&line.text)?;
+        self.wait_for_power_off()?;
+        Ok(report)
+    }
+
+    /// Waits for the exit code of the unlock program in the fast initramfs.
+    pub fn unlock_code(&self) -> Result<i32> {
+        let line = self.wait_for(r"initramfs: unlock exited with \d+")?;
+        line.text
+            .split_once("exited with ")
+            .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
+            .ok_or_else(|| Error::Report(line.text.clone()))
+    }
+}
