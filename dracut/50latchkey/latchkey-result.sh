@@ -1,0 +1,11 @@
+#!/bin/sh
+# Hook pre-mount: goes on only when the volumes are open. What happens otherwise is dracut's emergency handling
+# (rd.shell, rd.emergency); whoever leaves its shell starts another attempt.
+. /lib/latchkey-lib.sh
+
+while read -r latchkey_code < "$latchkey_status" && [ "$latchkey_code" != 0 ]; do
+    emergency_shell -n latchkey "latchkey: the encrypted volumes stay closed: $(latchkey_explain "$latchkey_code")"
+    getargbool 1 rd.shell || latchkey_no_way_on
+    latchkey_start
+    while [ ! -e "$latchkey_status" ]; do sleep 0.2; done
+done
