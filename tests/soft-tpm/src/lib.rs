@@ -206,7 +206,8 @@ fn relay(mut client: UnixStream, upstream: &Path, script: &Mutex<Script>) -> io:
 fn read_message(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let mut message = vec![0; 10];
     stream.read_exact(&mut message)?;
-    let size = u32::from_be_bytes(message[2..6].try_into().expect("a header has 10 bytes")) as usize;
+    let size =
+        u32::from_be_bytes(message[2..6].try_into().expect("a header has 10 bytes")) as usize;
     if !(10..=4096).contains(&size) {
         return Err(io::ErrorKind::InvalidData.into());
     }

@@ -1,0 +1,163 @@
+//! The attestation key and what it is for: proving to a server that the endorsement key answers.
+//! `protocols/kcrypt.md` §2, §4.4.
+
+use latchkey_wire::attest::AttestationParameters;
+use tss_esapi::attributes::SessionAttributesBuilder;
+use tss_esapi::constants::SessionType;
+use tss_esapi::handles::{AuthHandle, KeyHandle, SessionHandle};
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
+use tss_esapi::structures::{Digest, EncryptedSecret, IdObject, Nonce, SymmetricDefinition};
+use zeroize::Zeroizing;
+
+use crate::certify_creation::{self, Created};
+use crate::ek::EndorsementKey;
+use crate::{Hierarchy, Tpm, TpmError, needs_empty_auth, template};
+
+/// A fresh attestation key, loaded, with the five parameters a server asks for.
+#[derive(Debug)]
+pub struct AttestationKey {
+    pub(crate) key: KeyHandle,
+    parameters: AttestationParameters,
+}
+
+impl AttestationKey {
+    /// What goes into the v1 token or the v2 init message.
+    #[must_use]
+    pub fn parameters(&self) -> &AttestationParameters {
+        &self.parameters
+    }
+}
+
+impl Tpm {
+    /// Makes an attestation key (RSA-2048: seconds on a discrete TPM, so once per process) and has
+    /// it certify its own creation.
+    ///
+    /// # Errors
+    /// [`TpmError::AuthSet`] with an owner password, else what the TPM answered.
+    pub fn attestation_key(&mut self) -> Result<AttestationKey, TpmError> {
+        let parent = self.storage_root()?;
+        let public = template::public(&template::AK)?;
+        let made = self.authorized("Create of the AK", |ctx| {
+            ctx.create(parent, public, None, None, None, None)
+        })?;
+        let created = Created::parse(&self.last_response())?;
+        let key = self.authorized("Load of the AK", |ctx| {
+            ctx.load(parent, made.out_private, made.out_public)
+        })?;
+        let handle = certify_creation::loaded_handle(&self.last_response())?;
+        let certified = certify_creation::run(&mut self.transport.borrow_mut(), handle, &created)?;
+        Ok(AttestationKey {
+            key,
+            parameters: AttestationParameters {
+                public: created.public,
+                create_data: created.data,
+                create_attestation: certified.attestation,
+                create_signature: certified.signature,
+            },
+        })
+    }
+
+    /// `TPM2_ActivateCredential`: recovers the secret that a server sealed to the endorsement key
+    /// and the attestation key's name. `credential` and `secret` are without their size prefixes.
+    ///
+    /// # Errors
+    /// [`TpmError::Response`] with TPM_RC_INTEGRITY when it was made for another attestation key,
+    /// and with 0x101 or TPM_RC_VALUE when it was made for another endorsement key.
+    pub fn activate_credential(
+        &mut self,
+        ek: &EndorsementKey,
+        ak: &AttestationKey,
+        credential: &[u8],
+        secret: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        const OPERATION: &str = "ActivateCredential";
+        let library = |error| TpmError::Library { operation: OPERATION, error };
+        let credential = IdObject::try_from(credential).map_err(library)?;
+        let secret = EncryptedSecret::try_from(secret).map_err(library)?;
+        let encryption = self.response_encryption(ek.key)?;
+        let policy = self.endorsement_policy()?;
+        let sessions = (Some(AuthSession::Password), Some(policy), Some(encryption));
+        let activated = self.context.execute_with_sessions(sessions, |ctx| {
+            ctx.activate_credential(ak.key, ek.key, credential, secret)
+        });
+        let activated = activated.map_err(|error| self.explain(OPERATION, error));
+        self.flush_session(policy);
+        self.flush_session(encryption);
+        Ok(Zeroizing::new(activated?.to_vec()))
+    }
+
+    /// A policy session that satisfies the EK template's policy: PolicySecret(endorsement).
+    fn endorsement_policy(&mut self) -> Result<AuthSession, TpmError> {
+        const OPERATION: &str = "PolicySecret of the endorsement hierarchy";
+        let session = self.start_session(SessionType::Policy, SymmetricDefinition::Null, None)?;
+        let satisfied = PolicySession::try_from(session)
+            .map_err(|error| TpmError::Library { operation: OPERATION, error })
+            .and_then(|policy| {
+                needs_empty_auth(
+                    self.authorized(OPERATION, |ctx| {
+                        ctx.policy_secret(
+                            policy,
+                            AuthHandle::Endorsement,
+                            Nonce::default(),
+                            Digest::default(),
+                            Nonce::default(),
+                            None,
+                        )
+                    }),
+                    Hierarchy::Endorsement,
+                )
+            });
+        match satisfied {
+            Ok(_) => Ok(session),
+            Err(error) => {
+                self.flush_session(session);
+                Err(error)
+            }
+        }
+    }
+
+    /// An HMAC session salted to `key`, under which the TPM encrypts the first parameter of its
+    /// response, so that a secret does not cross the bus in the clear. Salted, because the key of
+    /// an unsalted session can be computed by whoever listens.
+    pub(crate) fn response_encryption(&mut self, key: KeyHandle) -> Result<AuthSession, TpmError> {
+        const OPERATION: &str = "setting up response encryption";
+        let session =
+            self.start_session(SessionType::Hmac, SymmetricDefinition::AES_128_CFB, Some(key))?;
+        let (attributes, mask) =
+            SessionAttributesBuilder::new().with_continue_session(true).with_encrypt(true).build();
+        let set = self
+            .context
+            .tr_sess_set_attributes(session, attributes, mask)
+            .map_err(|error| TpmError::Library { operation: OPERATION, error });
+        if let Err(error) = set {
+            self.flush_session(session);
+            return Err(error);
+        }
+        Ok(session)
+    }
+
+    fn start_session(
+        &mut self,
+        kind: SessionType,
+        symmetric: SymmetricDefinition,
+        salt: Option<KeyHandle>,
+    ) -> Result<AuthSession, TpmError> {
+        const OPERATION: &str = "StartAuthSession";
+        self.plain(OPERATION, |ctx| {
+            ctx.start_auth_session(salt, None, None, kind, symmetric, HashingAlgorithm::Sha256)
+        })?
+        .ok_or_else(|| TpmError::Malformed {
+            operation: OPERATION,
+            why: "the TPM gave no session handle".into(),
+        })
+    }
+
+    pub(crate) fn flush_session(&mut self, session: AuthSession) {
+        let handle = SessionHandle::from(session).into();
+        if let Err(error) = self.plain("FlushContext of a session", |ctx| ctx.flush_context(handle))
+        {
+            log::debug!("{error}");
+        }
+    }
+}
