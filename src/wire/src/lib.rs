@@ -13,6 +13,8 @@ pub mod ek;
 mod error;
 mod go_json;
 pub mod identity;
+#[cfg(feature = "server")]
+pub mod manifest;
 pub mod pem;
 pub mod plugin;
 pub mod pubhash;

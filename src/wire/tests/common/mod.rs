@@ -1,5 +1,5 @@
 //! What the tests of this crate share.
-#![allow(dead_code)] // each test program uses its part
+#![allow(dead_code, clippy::unwrap_used)] // each test program uses its part
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
