@@ -18,11 +18,16 @@ version=$(cat "$kernel/version")
 unit=${LATCHKEY_UNIT:-$root/systemd/latchkey.service}
 [ -f "$unit" ] || die "no unit at $unit"
 
-# What a machine that lives for ten seconds can do without; each costs time under emulation.
+# What a machine that lives for ten seconds can do without; each costs time under emulation, udev more than a second.
 masked="apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
-    getty.target serial-getty@ttyS0.service systemd-logind.service systemd-update-utmp.service
+    systemd-tmpfiles-clean.timer getty.target serial-getty@ttyS0.service systemd-logind.service systemd-update-utmp.service
     systemd-update-utmp-runlevel.service systemd-user-sessions.service systemd-random-seed.service
-    systemd-ask-password-console.path systemd-ask-password-wall.path systemd-hwdb-update.service"
+    systemd-ask-password-console.path systemd-ask-password-wall.path systemd-hwdb-update.service
+    systemd-modules-load.service kmod-static-nodes.service systemd-journal-flush.service systemd-fsckd.socket
+    systemd-initctl.socket dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount
+    sys-kernel-config.mount sys-fs-fuse-connections.mount systemd-sysctl.service systemd-machine-id-commit.service
+    proc-sys-fs-binfmt_misc.automount systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket
+    systemd-udev-trigger.service systemd-udev-settle.service systemd-tmpfiles-setup-dev.service"
 
 fill() {
     tar -C "$1" -xf "$rootfs"
@@ -43,7 +48,7 @@ fill() {
     install -m644 "$unit" "$1/usr/lib/systemd/system/latchkey.service"
 
     install -D -m755 "$report" "$1/usr/lib/latchkey-test/report"
-    install -m755 "$here/root/install" "$here/root/mount-persistent" "$1/usr/lib/latchkey-test/"
+    install -m755 "$here/root/install" "$here/root/mount-volumes" "$1/usr/lib/latchkey-test/"
     install -m644 "$here"/root/*.service "$1/usr/lib/systemd/system/"
     install -m644 "$here/root/fstab" "$1/etc/fstab"
     install -D -m644 "$here/root/journald.conf" "$1/etc/systemd/journald.conf.d/test.conf"
@@ -51,7 +56,7 @@ fill() {
     for u in latchkey latchkey-test-report latchkey-test-install; do
         ln -s "/usr/lib/systemd/system/$u.service" "$1/etc/systemd/system/multi-user.target.wants/$u.service"
     done
-    ln -s /usr/lib/systemd/system/latchkey-test-persistent.service "$1/etc/systemd/system/local-fs.target.wants/"
+    ln -s /usr/lib/systemd/system/latchkey-test-volumes.service "$1/etc/systemd/system/local-fs.target.wants/"
     for u in $masked; do ln -sfn /dev/null "$1/etc/systemd/system/$u"; done
     ln -sfn /usr/lib/systemd/system/multi-user.target "$1/etc/systemd/system/default.target"
 

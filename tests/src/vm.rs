@@ -23,7 +23,7 @@ use crate::{
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Options that make a kernel start fast under emulation: no self-tests of ciphers, no address randomisation.
-const FAST: &str = "quiet cryptomgr.notests nokaslr audit=0 apparmor=0 selinux=0 no_timer_check tsc=reliable \
+const FAST: &str = "quiet cryptomgr.notests nokaslr audit=0 lsm=none no_timer_check tsc=reliable \
                     net.ifnames=0 systemd.show_status=false";
 /// A processor with the AES instructions and little else: it starts 1.3 s sooner than `max`.
 const CPU: &str = "qemu64,+aes,+pclmulqdq,+sse4.1,+sse4.2,+ssse3,+popcnt,+rdrand";

@@ -145,16 +145,14 @@ fn passphrase() -> Option<Vec<u8>> {
         .then(|| output.stdout.trim_ascii_end().to_vec())
 }
 
-/// The secrets that the harness gave, from the firmware's tables.
+/// The secrets that the harness gave, from the firmware's tables. The first string of a structure follows its header
+/// without a separator, so the tag may stand anywhere in a part.
 fn given() -> Vec<Vec<u8>> {
     let table = fs::read(DMI).unwrap_or_default();
+    let tag = SECRET_TAG.as_bytes();
     table
         .split(|&b| b == 0)
-        .filter_map(|s| s.strip_prefix(SECRET_TAG.as_bytes()))
-        .map(|hex| {
-            hex.chunks_exact(2)
-                .filter_map(|p| u8::from_str_radix(std::str::from_utf8(p).ok()?, 16).ok())
-                .collect()
-        })
+        .filter_map(|s| s.windows(tag.len()).position(|w| w == tag).and_then(|at| s.get(at + tag.len()..)))
+        .map(|hex| hex.chunks_exact(2).filter_map(|p| u8::from_str_radix(std::str::from_utf8(p).ok()?, 16).ok()).collect())
         .collect()
 }
