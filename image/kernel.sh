@@ -31,7 +31,7 @@ unpack() {
 
 # Asking apt takes half a second: its answer holds as long as its lists stay as they are.
 answer=$out/kernel-newest
-if [ -s "$answer" ] && [ "$answer" -nt /var/lib/apt/lists ]; then
+if [ -s "$answer" ] && [ -n "$(find "$answer" -newer /var/lib/apt/lists)" ]; then
     name=$(cat "$answer")
 else
     name=$(newest)

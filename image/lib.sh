@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2034
 # What the image scripts share: where products go, and a cache in which each product is named by a hash of its inputs.
 #
 # Sourced, after `set -eu`, by the scripts beside it. A product, once there, is complete and never changes, so that

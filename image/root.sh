@@ -31,7 +31,7 @@ masked="apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all
 
 fill() {
     tar -C "$1" -xf "$rootfs"
-    rm -rf "$1"/var/lib/apt "$1"/var/cache/* "$1"/var/log/* "$1"/usr/lib/*/gconv "$1"/usr/share/zoneinfo "$1"/usr/share/i18n "$1"/dev/*
+    (cd "${1:?}" && rm -rf var/lib/apt var/cache/* var/log/* usr/lib/*/gconv usr/share/zoneinfo usr/share/i18n dev/*)
     # Loaded after switch_root, by the kernel's own request.
     for m in wireguard virtio_net dm_crypt; do
         modprobe -d "$kernel" -S "$version" -D "$m" 2>/dev/null | sed -n 's/^insmod \([^ ]*\).*/\1/p'
