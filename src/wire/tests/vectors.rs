@@ -1,4 +1,5 @@
 //! The recorded vectors of `tests/vectors/kcrypt.json` (genuine TPM output; see `protocols/kcrypt.md` §13).
+#![allow(clippy::unwrap_used)] // helpers of tests
 
 use latchkey_wire::{
     attest, ek, pem,
