@@ -11,6 +11,7 @@ pub mod kms;
 pub mod lane;
 pub mod place;
 pub mod report;
+pub mod scenario;
 pub mod tpm;
 pub mod transcript;
 pub mod vm;

@@ -14,6 +14,8 @@ pub struct Report {
     pub persistent: Persistent,
     /// `ActiveState/SubState/Result` of latchkey.service.
     pub service: String,
+    /// What came after the initramfs, in milliseconds since the kernel started.
+    pub milestones: Milestones,
     /// `latchkey status --json`: its answer, or null.
     pub status: Value,
     /// Why `status` is null.
@@ -24,6 +26,15 @@ pub struct Report {
     /// Files left below /run/latchkey, with their modes: `0600 /run/latchkey/identity`.
     pub run_files: Vec<String>,
     pub leaks: LeakScan,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Milestones {
+    /// The root file system's systemd began: just after switch-root.
+    pub system_ms: Option<u64>,
+    /// latchkey.service began, and was ready.
+    pub service_ms: Option<u64>,
+    pub service_ready_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -77,7 +77,8 @@ impl Transcript {
     fn put(&self, bytes: &[u8], at_ms: u64, open: bool) -> Line {
         let text = String::from_utf8_lossy(bytes).trim_end_matches(['\r', '\n']).to_owned();
         let mut state = self.lock();
-        let began = if state.open { state.lines.pop().map_or(at_ms, |l| l.at_ms) } else { at_ms };
+        let unfinished = if state.open { state.lines.pop() } else { None };
+        let began = unfinished.filter(|l| !l.text.trim().is_empty()).map_or(at_ms, |l| l.at_ms);
         let line = Line { at_ms: began, text };
         state.lines.push(line.clone());
         state.open = open;
@@ -141,6 +142,13 @@ impl Transcript {
     pub fn contains(&self, text: &str) -> bool {
         let joined: String = self.lock().lines.iter().map(|l| l.text.as_str()).collect();
         joined.contains(text)
+    }
+
+    /// The finished lines from the `n`th on, counted from 0, as far as there are any.
+    pub fn from(&self, n: usize) -> Vec<Line> {
+        let state = self.lock();
+        let finished = state.lines.len() - usize::from(state.open);
+        state.lines.get(n..finished).unwrap_or_default().to_vec()
     }
 
     /// The last lines, for a message.

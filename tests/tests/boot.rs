@@ -2,39 +2,167 @@
 //! asserts what the machine saw and what the server logged.
 
 use latchkey_tests::{
-    disk::{Disk, Persistent, data_sha256},
+    disk::Persistent,
     error::Result,
-    tpm::Tpm,
-    vm::Vm,
+    kms::{Kms, Volume, secret_yaml},
+    scenario::{CloudConfig, Machine, Unlocked},
 };
+use latchkey_wire::timeline::{Mode, Outcome};
 
+/// An operator's passphrase, in a Secret of the key server or in someone's head.
+const PASSPHRASE: &str = "correct-horse-battery-staple-7";
+/// What the console says when a person may type.
+const PROMPT: &str = "(?i)recovery passphrase.*: ?$";
+
+/// Offline: the TPM alone has the passphrase, in an NV index that only `encrypt` makes.
 #[test]
-fn smoke() -> Result<()> {
-    let tpm = Tpm::fresh("smoke")?;
-    let disk = Disk::new("smoke", "#cloud-config\n{}\n", Persistent::Luks("open sesame"))?;
-    let mut vm = Vm::new("smoke")?.disk(&disk).tpm(&tpm).secret("open sesame").start()?;
-    vm.wait_for("Passphrase")?;
-    vm.type_line("open sesame")?;
-    assert_eq!(vm.unlock_code()?, 0);
-    let report = vm.report()?;
-    eprintln!("{report:#?}");
-    assert_eq!(report.persistent.data_sha256, Some(data_sha256()));
+fn offline() -> Result<()> {
+    let machine = Machine::new("offline", &CloudConfig::offline(), Persistent::Plain)?;
+    assert_eq!(machine.install(&[])?.code, 0);
+
+    let first = Unlocked::follow(&mut machine.vm("boot")?.without_network().start()?, &[])?;
+    assert_eq!((first.outcome(), first.timeline.mode), (Outcome::Unlocked, Mode::Offline));
+    assert_eq!(first.report.persistent.boots, Some(1));
+
+    let second = Unlocked::follow(&mut machine.vm("boot")?.without_network().start()?, &[])?;
+    assert_eq!(second.report.persistent.boots, Some(2), "what was written before is there");
+    assert_eq!(
+        first.public_key(),
+        second.public_key(),
+        "the identity is the machine's, not the boot's"
+    );
     Ok(())
 }
 
+/// Online, automatic: the machine makes its passphrase at install and leaves it, encrypted for its TPM, with the server.
 #[test]
-fn smoke_grub() -> Result<()> {
-    let tpm = Tpm::fresh("smoke-grub")?;
-    let disk = Disk::new("smoke-grub", "#cloud-config\n{}\n", Persistent::Luks("open sesame"))?;
-    let vm = Vm::new("smoke-grub")?.disk(&disk).tpm(&tpm).secret("open sesame");
-    let cfg = format!("serial --unit=0\nterminal_output serial\necho GRUB is here\nlinux /boot/vmlinuz {}\ninitrd /boot/initrd\nboot\n", vm.command_line());
-    disk.install_boot(&latchkey_tests::place::Image::get()?.initramfs, &cfg)?;
-    let mut vm = vm.boot(latchkey_tests::vm::Boot::Disk).start()?;
-    vm.wait_for("Passphrase")?;
-    vm.type_line("open sesame")?;
+fn online_automatic() -> Result<()> {
+    let mut kms = Kms::new("automatic")?;
+    let machine = Machine::new("automatic", &CloudConfig::online(&kms.url()), Persistent::Plain)?;
+    kms.put_volume(&Volume {
+        name: "machine-a",
+        tpm_hash: machine.tpm.pubhash(),
+        secret: None,
+        quarantined: false,
+    })?;
+    kms.start()?;
+
+    assert_eq!(machine.install(&[])?.code, 0);
+    let secrets = kms.secrets()?;
+    assert_eq!(secrets.len(), 1, "enrolled: {secrets:?}");
+    assert!(secrets[0].1.contains("machine-a-cos-persistent"), "{secrets:?}");
+    assert!(secrets[0].1.contains("generated_by"), "{secrets:?}");
+
+    let boot = Unlocked::follow(&mut machine.vm("boot")?.start()?, &[])?;
+    assert_eq!((boot.outcome(), boot.timeline.mode), (Outcome::Unlocked, Mode::Online));
+    kms.wait_for(&format!("(?i)granted.*{}|{0}.*granted", machine.tpm.pubhash()))?;
+    assert_eq!(kms.secrets()?, secrets, "a boot changes nothing on the server");
+    Ok(())
+}
+
+/// A key server with an operator's passphrase for this machine, and the machine, already encrypted with it.
+fn with_static_secret(name: &str, quarantined: bool, deadline: &str) -> Result<(Kms, Machine)> {
+    let kms = Kms::new(name)?;
+    let config = CloudConfig::online(&kms.url()).deadline(deadline);
+    let machine = Machine::new(name, &config, Persistent::Luks(PASSPHRASE))?;
+    let secret = Some(("disk-secret", "pass"));
+    kms.put_volume(&Volume {
+        name: "machine-s",
+        tpm_hash: machine.tpm.pubhash(),
+        secret,
+        quarantined,
+    })?;
+    kms.put("secret.yaml", &secret_yaml("disk-secret", "pass", PASSPHRASE))?;
+    Ok((kms, machine))
+}
+
+/// Online, static: the operator's own passphrase, from a Secret.
+#[test]
+fn online_static() -> Result<()> {
+    let (mut kms, machine) = with_static_secret("static", false, "120s")?;
+    kms.start()?;
+    let boot =
+        Unlocked::follow(&mut machine.vm("boot")?.secret(PASSPHRASE).start()?, &[PASSPHRASE])?;
+    assert_eq!((boot.outcome(), boot.timeline.mode), (Outcome::Unlocked, Mode::Online));
+    assert!(!kms.log()?.contains(PASSPHRASE));
+    Ok(())
+}
+
+/// Quarantined: refused as soon as the server has said so, and a person with the passphrase gets in.
+#[test]
+fn quarantined() -> Result<()> {
+    let (mut kms, machine) = with_static_secret("quarantined", true, "120s")?;
+    kms.start()?;
+    let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
+    kms.wait_for(&format!("(?i)quarantined.*{}|{0}.*quarantined", machine.tpm.pubhash()))?;
+    vm.wait_for("latchkey: .*quarantined")?;
+    vm.wait_for(PROMPT)?;
+    vm.type_line(PASSPHRASE)?;
     assert_eq!(vm.unlock_code()?, 0);
-    let report = vm.report()?;
-    eprintln!("{report:#?}");
-    assert_eq!(report.persistent.data_sha256, Some(data_sha256()));
+    let boot = Unlocked::follow(&mut vm, &[PASSPHRASE])?;
+    assert_eq!(boot.outcome(), Outcome::Recovery);
+    assert!(boot.timeline.reason.is_some_and(|r| r.contains("quarantined")));
+    Ok(())
+}
+
+/// No key server: the prompt is there at once, long before the deadline, and works.
+#[test]
+fn server_absent_passphrase_typed() -> Result<()> {
+    let (_kms, machine) = with_static_secret("absent", false, "120s")?;
+    let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
+    vm.wait_for(PROMPT)?;
+    vm.type_line("not the passphrase")?;
+    vm.type_line(PASSPHRASE)?;
+    assert_eq!(vm.unlock_code()?, 0);
+    assert_eq!(Unlocked::follow(&mut vm, &[PASSPHRASE])?.outcome(), Outcome::Recovery);
+    Ok(())
+}
+
+/// No key server and nobody at the console: it ends when the deadline says so, with the code that says why.
+#[test]
+fn server_absent_deadline() -> Result<()> {
+    let (_kms, machine) = with_static_secret("deadline", false, "15s")?;
+    let mut vm = machine.vm("boot")?.start()?;
+    let began = vm.wait_for("initramfs: starting unlock")?;
+    assert_eq!(vm.unlock_code()?, 21);
+    let ended = vm.wait_for("initramfs: unlock exited")?;
+    assert!(ended.at_ms - began.at_ms >= 14_000, "it gave up before its deadline");
+    vm.wait_for("initramfs: stopped")?;
+    vm.wait_for_power_off()
+}
+
+/// A key server that comes up while the machine waits.
+#[test]
+fn server_late() -> Result<()> {
+    let (mut kms, machine) = with_static_secret("late", false, "120s")?;
+    let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
+    vm.wait_for("latchkey: .*(refused|unreachable|cannot connect|connect)")?;
+    kms.start()?;
+    assert_eq!(Unlocked::follow(&mut vm, &[PASSPHRASE])?.outcome(), Outcome::Unlocked);
+    Ok(())
+}
+
+/// The disk in another machine: the server knows the machine by its TPM, and does not know this one.
+#[test]
+fn other_tpm() -> Result<()> {
+    let (mut kms, machine) = with_static_secret("stolen", false, "20s")?;
+    kms.start()?;
+    let thief = latchkey_tests::tpm::Tpm::fresh("thief")?;
+    assert_ne!(thief.pubhash(), machine.tpm.pubhash());
+    let mut vm = machine.vm("boot")?.tpm(&thief).start()?;
+    assert_eq!(vm.unlock_code()?, 30);
+    kms.wait_for(thief.pubhash())?;
+    vm.wait_for_power_off()
+}
+
+/// From disk, through firmware and GRUB.
+#[test]
+fn from_disk_through_grub() -> Result<()> {
+    let (mut kms, machine) = with_static_secret("grub", false, "120s")?;
+    kms.start()?;
+    let boot = machine.install_grub(None)?;
+    let mut vm = machine.vm("boot")?.boot(boot).secret(PASSPHRASE).start()?;
+    vm.wait_for("GRUB starts the machine")?;
+    assert_eq!(Unlocked::follow(&mut vm, &[PASSPHRASE])?.outcome(), Outcome::Unlocked);
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use latchkey_tests::report::{Persistent, Report, WireGuard};
+use latchkey_tests::report::{Milestones, Persistent, Report, WireGuard};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -29,6 +29,7 @@ fn main() {
     let report = Report {
         persistent: persistent(),
         service: service(),
+        milestones: milestones(),
         status: status
             .as_ref()
             .ok()
@@ -79,6 +80,19 @@ fn service() -> String {
             .unwrap_or_default();
     let value = |name: &str| shown.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("?");
     format!("{}/{}/{}", value("ActiveState="), value("SubState="), value("Result="))
+}
+
+fn milestones() -> Milestones {
+    // systemd counts microseconds of CLOCK_MONOTONIC, which is as good as CLOCK_BOOTTIME in a machine that never sleeps.
+    let ms = |arguments: &[&str]| {
+        let shown = output("systemctl", arguments).ok()?;
+        shown.trim().parse::<u64>().ok().filter(|&us| us > 0).map(|us| us / 1000)
+    };
+    Milestones {
+        system_ms: ms(&["show", "-P", "UserspaceTimestampMonotonic"]),
+        service_ms: ms(&["show", "latchkey.service", "-P", "InactiveExitTimestampMonotonic"]),
+        service_ready_ms: ms(&["show", "latchkey.service", "-P", "ActiveEnterTimestampMonotonic"]),
+    }
 }
 
 fn persistent() -> Persistent {

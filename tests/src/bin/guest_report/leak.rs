@@ -152,7 +152,13 @@ fn given() -> Vec<Vec<u8>> {
     let tag = SECRET_TAG.as_bytes();
     table
         .split(|&b| b == 0)
-        .filter_map(|s| s.windows(tag.len()).position(|w| w == tag).and_then(|at| s.get(at + tag.len()..)))
-        .map(|hex| hex.chunks_exact(2).filter_map(|p| u8::from_str_radix(std::str::from_utf8(p).ok()?, 16).ok()).collect())
+        .filter_map(|s| {
+            s.windows(tag.len()).position(|w| w == tag).and_then(|at| s.get(at + tag.len()..))
+        })
+        .map(|hex| {
+            hex.chunks_exact(2)
+                .filter_map(|p| u8::from_str_radix(std::str::from_utf8(p).ok()?, 16).ok())
+                .collect()
+        })
         .collect()
 }
