@@ -1,1 +1,145 @@
-fn main() {}
+//! `latchkey`: the mesh agent, and the operator's command beside it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::{Parser, Subcommand};
+use latchkey_config::{DIRS, Mesh};
+use latchkey_mesh::agent;
+use latchkey_mesh::error::{Error, Result};
+use latchkey_mesh::handover::{self, HandOver};
+use latchkey_mesh::status::Status;
+
+/// The mesh agent of a machine that lets itself in, and the operator's command beside it.
+///
+/// Exit codes: 0 done; 1 internal; 2 usage; 3 `status`: the mesh is not up; 10 configuration; 50 no mesh identity; 60 not
+/// permitted; 61 no WireGuard in the kernel; 62 the interface's name belongs to something else; 63 the port is taken;
+/// 64 the kernel refused something.
+#[derive(Debug, Parser)]
+#[command(name = "latchkey", version)]
+struct Arguments {
+    /// Read cloud-config below these directories only.
+    #[arg(long, global = true, value_name = "DIR", num_args = 1.., default_values = DIRS)]
+    cloud_config: Vec<PathBuf>,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Bring the WireGuard device up and keep it as it should be. SIGTERM ends the agent and leaves the device up.
+    Agent {
+        /// Take the device away instead, and with it the key of this boot. Stop the service first.
+        #[arg(long)]
+        down: bool,
+    },
+    /// Show this node: key, address, identity, peers. Needs CAP_NET_ADMIN.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The identity handed over by the initramfs, as latchkey.service handles it.
+    #[command(subcommand)]
+    Handover(HandoverVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum HandoverVerb {
+    /// Succeed if the agent has a reason to start; otherwise say why not and exit with 1 (for ExecCondition=).
+    Check,
+    /// Remove every copy of the private key below /run, once the agent has it (for ExecStartPost=).
+    Forget {
+        /// Where systemd put the credential.
+        #[arg(long, value_name = "DIR")]
+        credentials: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let hand_over = HandOver::default();
+    let mesh = || mesh(&arguments.cloud_config);
+    match &arguments.verb {
+        Verb::Agent { down: false } => agent::run(&mesh()?, &hand_over)?,
+        Verb::Agent { down: true } => take_down(&mesh()?)?,
+        Verb::Status { json } => return show_status(&Status::read(&mesh()?, &hand_over)?, *json),
+        Verb::Handover(HandoverVerb::Check) => return check(mesh(), &hand_over),
+        Verb::Handover(HandoverVerb::Forget { credentials }) => {
+            handover::forget(&hand_over, credentials.as_deref())?
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
+    let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
+    latchkey_config::load(&directories)?.mesh.ok_or(Error::NotConfigured)
+}
+
+fn take_down(mesh: &Mesh) -> Result<()> {
+    if agent::down(mesh)? {
+        log::info!(
+            "{} is gone, and the key of this boot with it: the next one comes with the next boot",
+            mesh.interface
+        );
+    } else {
+        log::info!("there is no {}", mesh.interface);
+    }
+    Ok(())
+}
+
+fn show_status(status: &Status, json: bool) -> Result<ExitCode> {
+    let text =
+        if json { format!("{}\n", status.to_json()?) } else { status.to_text(SystemTime::now()) };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
+        _ => Ok(ExitCode::from(if status.is_up() { 0 } else { 3 })),
+    }
+}
+
+/// No mesh wanted, or a boot that rightly has no identity, is no failure of the service. All else is: the agent will say which.
+fn check(mesh: Result<Mesh>, hand_over: &HandOver) -> Result<ExitCode> {
+    let idle = match mesh {
+        Err(Error::NotConfigured) => Some(Error::NotConfigured.to_string()),
+        _ => hand_over.reason_to_stay_idle()?,
+    };
+    Ok(idle.map_or(ExitCode::SUCCESS, |reason| {
+        log::warn!("the agent stays off: {reason}");
+        ExitCode::FAILURE
+    }))
+}
+
+/// One line a message, on stderr; the journal reads the severity from `<N>` (sd-daemon(3)).
+fn start_log() {
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("LATCHKEY_LOG", "info"))
+        .format(move |line, record| {
+            let (severity, name) = match record.level() {
+                log::Level::Error => (3, "error: "),
+                log::Level::Warn => (4, "warning: "),
+                log::Level::Info => (6, ""),
+                log::Level::Debug | log::Level::Trace => (7, "debug: "),
+            };
+            if journal {
+                writeln!(line, "<{severity}>{}", record.args())
+            } else {
+                writeln!(line, "latchkey: {name}{}", record.args())
+            }
+        })
+        .init();
+}

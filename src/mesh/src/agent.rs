@@ -1,0 +1,139 @@
+//! `latchkey agent`: keeps the WireGuard device as it should be.
+//!
+//! Level-triggered: each round reads the device, and changes what differs. Rounds come with the netlink events about links and
+//! addresses, and with a slow tick, because nobody is told when the key, the port or the peers of a device change.
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use latchkey_config::Mesh;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::address::first_candidate;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::handover::{self, HandOver};
+use crate::key::PrivateKey;
+use crate::netlink::events::Events;
+use crate::notify::{Notify, watchdog_interval};
+use crate::plan::Desired;
+
+/// What WireGuard takes off an Ethernet path over IPv6: 1500 - 40 (IPv6) - 8 (UDP) - 32 (WireGuard). The kernel's own default.
+pub const DEFAULT_MTU: u32 = 1420;
+
+/// The longest that a silent change stays unnoticed.
+const TICK: Duration = Duration::from_secs(30);
+
+/// Events come in bursts, our own changes among them: look once it is quiet.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// One agent: what should be, and the device that should be so.
+#[derive(Debug)]
+pub struct Agent {
+    device: Device,
+    desired: Desired,
+    key: PrivateKey,
+}
+
+/// Runs until SIGTERM or SIGINT, which leave the device up and working.
+pub fn run(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
+    let credentials = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let notify = Notify::from_env()?;
+    let mut agent = Agent::new(mesh, hand_over, credentials.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| failed("start the event loop", source))?;
+    runtime.block_on(async {
+        // Before the first look, so that nothing can change unseen in between.
+        let events = Events::open().map_err(|source| failed("listen to netlink events", source))?;
+        agent.reconcile()?;
+        notify.ready(&agent.summary())?;
+        if credentials.is_none() {
+            // Without systemd there is no ExecStartPost= that would do it.
+            handover::forget(hand_over, None)?;
+        }
+        agent.watch(&events, &notify).await
+    })
+}
+
+/// Takes the device away, and with it the key of this boot.
+pub fn down(mesh: &Mesh) -> Result<bool> {
+    let mut device = Device::new(&mesh.interface)?;
+    let removed = device.remove()?;
+    std::thread::sleep(2 * SETTLE);
+    if removed && device.exists()? {
+        return Err(Error::StillRunning { interface: mesh.interface.clone() });
+    }
+    Ok(removed)
+}
+
+impl Agent {
+    fn new(mesh: &Mesh, hand_over: &HandOver, credentials: Option<&Path>) -> Result<Self> {
+        let mut device = Device::new(&mesh.interface)?;
+        let device_key = device.read()?.and_then(|snapshot| snapshot.into_private_key());
+        let key = hand_over.private_key(&mesh.network, credentials, device_key)?;
+        let desired = Desired {
+            public_key: key.public(),
+            port: mesh.port,
+            mtu: DEFAULT_MTU,
+            address: first_candidate(mesh.prefix, key.public())?,
+        };
+        Ok(Self { device, desired, key })
+    }
+
+    fn reconcile(&mut self) -> Result<()> {
+        let changes = self.device.reconcile(&self.desired, &self.key)?;
+        for change in &changes {
+            log::info!("{}: {change}", self.device.interface());
+        }
+        if changes.is_empty() {
+            log::debug!("{}: as it should be", self.device.interface());
+        }
+        Ok(())
+    }
+
+    async fn watch(&mut self, events: &Events, notify: &Notify) -> Result<()> {
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(|source| failed("wait for SIGTERM", source))?;
+        let mut interrupt =
+            signal(SignalKind::interrupt()).map_err(|source| failed("wait for SIGINT", source))?;
+        let mut tick =
+            interval(watchdog_interval().map_or(TICK, |interval| TICK.min(interval / 2)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.tick().await; // the first is due at once, and its work is done
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = tick.tick() => {}
+                event = events.next() => {
+                    event.map_err(|source| failed("listen to netlink events", source))?;
+                    sleep(SETTLE).await;
+                    events.skip().map_err(|source| failed("listen to netlink events", source))?;
+                }
+            }
+            self.reconcile()?;
+            notify.alive()?;
+        }
+        log::info!(
+            "stopping; {} stays up (`latchkey agent --down` takes it away)",
+            self.device.interface()
+        );
+        notify.stopping()
+    }
+
+    fn summary(&self) -> String {
+        format!(
+            "{} is up: {}, port {}",
+            self.device.interface(),
+            self.desired.address,
+            self.desired.port
+        )
+    }
+}
+
+fn failed(action: &str, source: io::Error) -> Error {
+    Error::Kernel { action: action.into(), source }
+}

@@ -1,0 +1,190 @@
+//! The kernel's WireGuard device: read it, plan, apply the difference. Run again it finds nothing to do.
+//!
+//! Two kernel interfaces are at work: rtnetlink for the link and its addresses, generic netlink for key, port and peers.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use nix::libc;
+
+use crate::error::{Error, Result};
+use crate::key::{PrivateKey, PublicKey};
+use crate::netlink::link::{Link, Links};
+pub use crate::netlink::wireguard::Peer;
+use crate::netlink::wireguard::WireGuard;
+use crate::plan::{Actual, Change, Desired, plan};
+
+/// An interface by its name, and the way to it.
+pub struct Device {
+    interface: String,
+    links: Links,
+    /// Opened when first needed: asking for the family is what loads the module.
+    wireguard: Option<WireGuard>,
+}
+
+/// What a device is, as `latchkey status` shows it.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub actual: Actual,
+    pub peers: BTreeMap<PublicKey, Peer>,
+    index: u32,
+    private_key: Option<PrivateKey>,
+}
+
+impl Snapshot {
+    /// The device's private key, for an agent that is started again and has no other copy.
+    pub fn into_private_key(self) -> Option<PrivateKey> {
+        self.private_key
+    }
+}
+
+impl Device {
+    pub fn new(interface: &str) -> Result<Self> {
+        let links = Links::open()
+            .map_err(|source| Error::Kernel { action: "open a netlink socket".into(), source })?;
+        Ok(Self { interface: interface.into(), links, wireguard: None })
+    }
+
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// The device as it is; `None` if there is no interface of that name.
+    ///
+    /// # Errors
+    /// [`Error::NotWireGuard`] if the name belongs to something else.
+    pub fn read(&mut self) -> Result<Option<Snapshot>> {
+        let Some(link) = self.link()? else { return Ok(None) };
+        let addresses = self.links.addresses(link.index);
+        let addresses = addresses.map_err(|source| {
+            failed(format!("read the addresses of {}", self.interface), source)
+        })?;
+        let device = self.wireguard().and_then(|wireguard| wireguard.get(link.index));
+        let device = device.map_err(|source| {
+            failed(format!("read the WireGuard device {}", self.interface), source)
+        })?;
+        let actual = Actual {
+            public_key: device.public_key,
+            port: device.port,
+            mtu: link.mtu,
+            up: link.up,
+            addresses,
+        };
+        Ok(Some(Snapshot {
+            actual,
+            peers: device.peers,
+            index: link.index,
+            private_key: device.private_key,
+        }))
+    }
+
+    /// Makes the device what `desired` says and returns what had to be done. `key` is set only if the device has another.
+    pub fn reconcile(&mut self, desired: &Desired, key: &PrivateKey) -> Result<Vec<Change>> {
+        let snapshot = self.read()?;
+        let changes = plan(desired, snapshot.as_ref().map(|snapshot| &snapshot.actual));
+        let mut index = snapshot.map_or(0, |snapshot| snapshot.index);
+        for change in &changes {
+            if let Change::Create { mtu } = *change {
+                index = self.create(mtu)?;
+            } else {
+                self.apply(index, *change, key)
+                    .map_err(|source| self.refused(*change, desired, source))?;
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Takes the device away, and the data plane with it. `false` if there was none.
+    ///
+    /// # Errors
+    /// [`Error::NotWireGuard`] if the name belongs to something else, which is left alone.
+    pub fn remove(&mut self) -> Result<bool> {
+        let Some(link) = self.link()? else { return Ok(false) };
+        let action = format!("remove {}", self.interface);
+        self.links.delete(link.index).map_err(|source| failed(action, source))?;
+        Ok(true)
+    }
+
+    pub fn exists(&mut self) -> Result<bool> {
+        self.link().map(|link| link.is_some())
+    }
+
+    fn link(&mut self) -> Result<Option<Link>> {
+        let link = self.links.get(&self.interface);
+        let link =
+            link.map_err(|source| failed(format!("read the link {}", self.interface), source))?;
+        match link {
+            Some(link) if !link.is_wireguard() => Err(Error::NotWireGuard {
+                interface: self.interface.clone(),
+                kind: if link.kind.is_empty() {
+                    "hardware".into()
+                } else {
+                    format!("of type {}", link.kind)
+                },
+            }),
+            link => Ok(link),
+        }
+    }
+
+    fn create(&mut self, mtu: u32) -> Result<u32> {
+        let action = || format!("create the WireGuard device {}", self.interface);
+        self.links.create_wireguard(&self.interface, mtu).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EOPNOTSUPP) => Error::NoWireGuard { action: action(), source },
+                _ => failed(action(), source),
+            }
+        })?;
+        let gone = io::Error::from(io::ErrorKind::NotFound);
+        self.link()?
+            .map(|link| link.index)
+            .ok_or_else(|| failed(format!("find {} again", self.interface), gone))
+    }
+
+    fn apply(&mut self, index: u32, change: Change, key: &PrivateKey) -> io::Result<()> {
+        match change {
+            Change::Create { .. } => Ok(()),
+            Change::SetKey { .. } => self.wireguard()?.set(index, Some(key), None),
+            Change::SetPort(port) => self.wireguard()?.set(index, None, Some(port)),
+            Change::SetMtu(mtu) => self.links.set_mtu(index, mtu),
+            Change::AddAddress(address) => self.links.add_address(index, address),
+            Change::RemoveAddress(address) => self.links.remove_address(index, address),
+            Change::SetUp => self.links.set_up(index),
+        }
+    }
+
+    fn refused(&self, change: Change, desired: &Desired, source: io::Error) -> Error {
+        match (change, source.raw_os_error()) {
+            // An interface that is down takes any port; whether it is free shows when it goes up.
+            (Change::SetPort(_) | Change::SetUp, Some(libc::EADDRINUSE)) => {
+                Error::PortTaken { port: desired.port }
+            }
+            (Change::AddAddress(_), code) if code != Some(libc::EPERM) => Error::Address {
+                interface: self.interface.clone(),
+                address: desired.address.address,
+                source,
+            },
+            _ => failed(format!("{change} on {}", self.interface), source),
+        }
+    }
+
+    fn wireguard(&mut self) -> io::Result<&mut WireGuard> {
+        let opened = match self.wireguard.take() {
+            Some(opened) => opened,
+            None => WireGuard::open()?,
+        };
+        Ok(self.wireguard.insert(opened))
+    }
+}
+
+fn failed(action: String, source: io::Error) -> Error {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => Error::NotPermitted { action },
+        _ => Error::Kernel { action, source },
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device").field("interface", &self.interface).finish_non_exhaustive()
+    }
+}

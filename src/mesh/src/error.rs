@@ -1,0 +1,118 @@
+//! What can go wrong in `latchkey`, and the exit code of each kind.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use latchkey_config::{ConfigError, Prefix};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+
+    #[error(
+        "no mesh is configured: the cloud-config has no latchkey.mesh; write one (network, prefix) to join a mesh"
+    )]
+    NotConfigured,
+
+    #[error(
+        "latchkey.mesh.prefix {prefix} is no mesh: take a length of 1 to 30 (IPv4) or 1 to 126 (IPv6), so that there is \
+         room for addresses beside all zeros and all ones"
+    )]
+    MeshPrefix { prefix: Prefix },
+
+    #[error("not a WireGuard public key: it is 32 bytes in base64")]
+    PublicKey,
+
+    #[error("this machine has no mesh identity: {reason}")]
+    NoIdentity { reason: String },
+
+    #[error(
+        "the mesh identity in {path} is not usable: {reason}; it is made anew at each boot, so reboot"
+    )]
+    BadIdentity { path: PathBuf, reason: String },
+
+    #[error(
+        "the mesh identity was made for network {handed_over:?}, but latchkey.mesh.network is {configured:?}: the key of one \
+         network is never used in another; reboot to get the key of {configured:?}"
+    )]
+    OtherNetwork { handed_over: String, configured: String },
+
+    #[error("cannot {action} {path}: {source}")]
+    File { action: &'static str, path: PathBuf, source: io::Error },
+
+    #[error("cannot {action}: it needs CAP_NET_ADMIN; run it as root")]
+    NotPermitted { action: String },
+
+    #[error(
+        "this kernel has no WireGuard (cannot {action}: {source}); install the wireguard kernel module and load it \
+         (modprobe wireguard)"
+    )]
+    NoWireGuard { action: String, source: io::Error },
+
+    #[error(
+        "interface {interface} exists, but is {kind}, not a WireGuard device; give latchkey.mesh.interface another name, or \
+         remove it (ip link delete {interface})"
+    )]
+    NotWireGuard { interface: String, kind: String },
+
+    #[error(
+        "WireGuard port {port} is taken by another program; free it or change latchkey.mesh.port"
+    )]
+    PortTaken { port: u16 },
+
+    #[error("cannot give {interface} the address {address}: {source}{}", family_hint(.address))]
+    Address { interface: String, address: IpAddr, source: io::Error },
+
+    #[error(
+        "{interface} is back after it was removed: a running agent repairs it; stop it first (systemctl stop latchkey)"
+    )]
+    StillRunning { interface: String },
+
+    #[error("cannot {action}: {source}")]
+    Kernel { action: String, source: io::Error },
+
+    #[error("cannot write the answer: {0}")]
+    Output(#[source] io::Error),
+
+    #[error("cannot put the answer into JSON: {0}")]
+    Json(#[from] serde_json::Error),
+
+    #[error("cannot tell systemd about the state of the service over $NOTIFY_SOCKET: {source}")]
+    Notify { source: io::Error },
+}
+
+impl Error {
+    /// The exit code of the program. The numbers below 60 mean the same as in kcrypt-discovery-challenger.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::PublicKey
+            | Self::File { .. }
+            | Self::StillRunning { .. }
+            | Self::Output(_)
+            | Self::Json(_)
+            | Self::Notify { .. } => 1,
+            Self::Config(_)
+            | Self::NotConfigured
+            | Self::MeshPrefix { .. }
+            | Self::OtherNetwork { .. } => 10,
+            Self::NoIdentity { .. } | Self::BadIdentity { .. } => 50,
+            Self::NotPermitted { .. } => 60,
+            Self::NoWireGuard { .. } => 61,
+            Self::NotWireGuard { .. } => 62,
+            Self::PortTaken { .. } => 63,
+            Self::Address { .. } | Self::Kernel { .. } => 64,
+        }
+    }
+}
+
+fn family_hint(address: &IpAddr) -> &'static str {
+    if address.is_ipv6() {
+        "; is IPv6 switched off (net.ipv6.conf.all.disable_ipv6, ipv6.disable=1)?"
+    } else {
+        ""
+    }
+}

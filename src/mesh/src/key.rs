@@ -1,0 +1,112 @@
+//! WireGuard keys: X25519 (RFC 7748 §5), 32 bytes, base64 as wg(8) writes them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
+
+use crate::error::{Error, Result};
+
+pub const KEY_LENGTH: usize = 32;
+
+/// A private key, clamped, wiped when dropped. There is no way to print it.
+pub struct PrivateKey(Zeroizing<[u8; KEY_LENGTH]>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PublicKey([u8; KEY_LENGTH]);
+
+impl PrivateKey {
+    /// Clamps as the kernel does (RFC 7748 §5), so that what is set and what is read back are the same bytes.
+    pub fn new(bytes: &[u8; KEY_LENGTH]) -> Self {
+        let mut key = Zeroizing::new(*bytes);
+        let [first, .., last] = &mut *key;
+        *first &= 0b1111_1000;
+        *last = *last & 0b0111_1111 | 0b0100_0000;
+        Self(key)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
+        &self.0
+    }
+
+    pub fn public(&self) -> PublicKey {
+        let secret = x25519_dalek::StaticSecret::from(*self.0);
+        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+}
+
+impl PublicKey {
+    pub const fn new(bytes: [u8; KEY_LENGTH]) -> Self {
+        Self(bytes)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(hidden)")
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bytes = STANDARD.decode(text).map_err(|_| Error::PublicKey)?;
+        Ok(Self(bytes.try_into().map_err(|_| Error::PublicKey)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 7748 §6.1, Alice's key pair: the private key as printed there is not clamped.
+    #[test]
+    fn public_key_follows_from_the_private_one() {
+        let alice: [u8; 32] = [
+            0x77, 0x07, 0x6d, 0x0a, 0x73, 0x18, 0xa5, 0x7d, 0x3c, 0x16, 0xc1, 0x72, 0x51, 0xb2,
+            0x66, 0x45, 0xdf, 0x4c, 0x2f, 0x87, 0xeb, 0xc0, 0x99, 0x2a, 0xb1, 0x77, 0xfb, 0xa5,
+            0x1d, 0xb9, 0x2c, 0x2a,
+        ];
+        assert_eq!(
+            PrivateKey::new(&alice).public().to_string(),
+            "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+        );
+    }
+
+    #[test]
+    fn private_keys_are_clamped_and_never_printed() {
+        let key = PrivateKey::new(&[0xff; 32]);
+        assert_eq!((key.as_bytes()[0], key.as_bytes()[31]), (0xf8, 0x7f));
+        assert_eq!(format!("{key:?}"), "PrivateKey(hidden)");
+    }
+
+    #[test]
+    fn public_keys_are_32_bytes_of_base64() {
+        let text = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+        assert_eq!(text.parse::<PublicKey>().unwrap().to_string(), text);
+        for wrong in
+            ["", "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo", "AAAA", &format!("{text}AAAA")]
+        {
+            assert!(wrong.parse::<PublicKey>().is_err(), "{wrong:?}");
+        }
+    }
+}

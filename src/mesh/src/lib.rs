@@ -1,0 +1,12 @@
+//! The mesh agent: the identity handed over at boot, the address that follows from it, the WireGuard device that carries both.
+
+pub mod address;
+pub mod agent;
+pub mod device;
+pub mod error;
+pub mod handover;
+pub mod key;
+mod netlink;
+mod notify;
+pub mod plan;
+pub mod status;

@@ -1,0 +1,171 @@
+//! WireGuard devices by generic netlink: family `wireguard`, version 1 (include/uapi/linux/wireguard.h), what wg(8) speaks.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_generic::GenlMessage;
+use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
+use netlink_packet_wireguard::{
+    WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd, WireguardMessage,
+    WireguardPeer, WireguardPeerAttribute,
+};
+use netlink_sys::protocols::NETLINK_GENERIC;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::Netlink;
+use crate::key::{PrivateKey, PublicKey};
+
+const FAMILY: &str = "wireguard";
+
+pub(crate) struct WireGuard {
+    netlink: Netlink,
+    family: u16,
+}
+
+/// A WireGuard device as the kernel has it.
+#[derive(Debug, Default)]
+pub(crate) struct WireGuardDevice {
+    /// None as long as no key was set.
+    pub(crate) private_key: Option<PrivateKey>,
+    pub(crate) public_key: Option<PublicKey>,
+    /// 0 as long as none was set and the link is down.
+    pub(crate) port: u16,
+    pub(crate) peers: BTreeMap<PublicKey, Peer>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peer {
+    pub endpoint: Option<SocketAddr>,
+    /// Address and prefix length.
+    pub allowed_ips: Vec<(IpAddr, u8)>,
+    pub last_handshake: Option<SystemTime>,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    /// Seconds; 0 is off.
+    pub persistent_keepalive: u16,
+}
+
+impl WireGuard {
+    /// # Errors
+    /// `NotFound` if the kernel has no WireGuard.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut netlink = Netlink::open(NETLINK_GENERIC)?;
+        let request = GenlCtrl {
+            cmd: GenlCtrlCmd::GetFamily,
+            nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.into())],
+        };
+        let answers = netlink.request(GenlMessage::from_payload(request), 0)?;
+        let family = answers.iter().flat_map(|answer| &answer.payload.nlas).find_map(|attribute| {
+            match attribute {
+                GenlCtrlAttrs::FamilyId(id) => Some(*id),
+                _ => None,
+            }
+        });
+        let family = family.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(Self { netlink, family })
+    }
+
+    /// # Errors
+    /// `PermissionDenied` without CAP_NET_ADMIN: the answer has the private key in it.
+    pub(crate) fn get(&mut self, index: u32) -> io::Result<WireGuardDevice> {
+        let request =
+            self.message(WireguardCmd::GetDevice, vec![WireguardAttribute::IfIndex(index)]);
+        let answers = self.netlink.request(request, NLM_F_DUMP)?;
+        let mut device = WireGuardDevice::default();
+        for answer in answers {
+            for attribute in answer.payload.attributes {
+                device.take(attribute);
+            }
+        }
+        Ok(device)
+    }
+
+    /// Sets what is given, in one message; the rest and all peers stay as they are.
+    pub(crate) fn set(
+        &mut self,
+        index: u32,
+        key: Option<&PrivateKey>,
+        port: Option<u16>,
+    ) -> io::Result<()> {
+        let mut attributes = vec![WireguardAttribute::IfIndex(index)];
+        attributes.extend(key.map(|key| WireguardAttribute::PrivateKey(*key.as_bytes())));
+        attributes.extend(port.map(WireguardAttribute::ListenPort));
+        let request = self.message(WireguardCmd::SetDevice, attributes);
+        self.netlink.request(request, 0).map(drop)
+    }
+
+    fn message(
+        &self,
+        cmd: WireguardCmd,
+        attributes: Vec<WireguardAttribute>,
+    ) -> GenlMessage<WireguardMessage> {
+        let mut message = GenlMessage::from_payload(WireguardMessage { cmd, attributes });
+        message.set_resolved_family_id(self.family);
+        message
+    }
+}
+
+impl WireGuardDevice {
+    fn take(&mut self, attribute: WireguardAttribute) {
+        match attribute {
+            WireguardAttribute::PrivateKey(bytes) => {
+                let bytes = Zeroizing::new(bytes);
+                self.private_key = (*bytes != [0; 32]).then(|| PrivateKey::new(&bytes));
+            }
+            WireguardAttribute::PublicKey(bytes) => {
+                self.public_key = Some(PublicKey::new(bytes));
+            }
+            WireguardAttribute::ListenPort(port) => self.port = port,
+            WireguardAttribute::Peers(peers) => {
+                peers.into_iter().for_each(|peer| self.take_peer(peer))
+            }
+            _ => {}
+        }
+    }
+
+    /// A peer with many allowed addresses comes in several parts, each with its key; only the first part has the rest.
+    fn take_peer(&mut self, WireguardPeer(attributes): WireguardPeer) {
+        let key = attributes.iter().find_map(|attribute| match attribute {
+            WireguardPeerAttribute::PublicKey(key) => Some(PublicKey::new(*key)),
+            _ => None,
+        });
+        let Some(key) = key else { return };
+        let peer = self.peers.entry(key).or_default();
+        for attribute in attributes {
+            match attribute {
+                WireguardPeerAttribute::PresharedKey(mut key) => key.zeroize(),
+                WireguardPeerAttribute::Endpoint(endpoint) => peer.endpoint = Some(endpoint),
+                WireguardPeerAttribute::PersistentKeepalive(seconds) => {
+                    peer.persistent_keepalive = seconds
+                }
+                WireguardPeerAttribute::LastHandshake(time) => {
+                    let seconds = u64::try_from(time.seconds).ok().filter(|seconds| *seconds > 0);
+                    peer.last_handshake = seconds
+                        .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+                }
+                WireguardPeerAttribute::RxBytes(bytes) => peer.received_bytes = bytes,
+                WireguardPeerAttribute::TxBytes(bytes) => peer.sent_bytes = bytes,
+                WireguardPeerAttribute::AllowedIps(ips) => {
+                    peer.allowed_ips.extend(ips.iter().filter_map(allowed_ip))
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn allowed_ip(WireguardAllowedIp(attributes): &WireguardAllowedIp) -> Option<(IpAddr, u8)> {
+    let address = attributes.iter().find_map(|attribute| match attribute {
+        WireguardAllowedIpAttr::IpAddr(address) => Some(*address),
+        _ => None,
+    })?;
+    let length = attributes.iter().find_map(|attribute| match attribute {
+        WireguardAllowedIpAttr::Cidr(length) => Some(*length),
+        _ => None,
+    })?;
+    Some((address, length))
+}

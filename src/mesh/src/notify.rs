@@ -1,0 +1,56 @@
+//! What a service tells systemd (sd_notify(3)): one datagram of `KEY=value` lines to `$NOTIFY_SOCKET`.
+
+use std::env;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Says nothing, to nobody, when the program was not started by systemd.
+#[derive(Debug)]
+pub(crate) struct Notify(Option<(UnixDatagram, SocketAddr)>);
+
+impl Notify {
+    pub(crate) fn from_env() -> Result<Self> {
+        let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(Self(None)) };
+        let bytes = name.as_encoded_bytes();
+        let address = match bytes.strip_prefix(b"@") {
+            Some(abstract_name) => SocketAddr::from_abstract_name(abstract_name),
+            None => SocketAddr::from_pathname(&name),
+        };
+        let socket = UnixDatagram::unbound();
+        address
+            .and_then(|address| Ok(Self(Some((socket?, address)))))
+            .map_err(|source| Error::Notify { source })
+    }
+
+    /// The service does its work from now on.
+    pub(crate) fn ready(&self, status: &str) -> Result<()> {
+        self.send(&format!("READY=1\nSTATUS={status}"))
+    }
+
+    pub(crate) fn alive(&self) -> Result<()> {
+        self.send("WATCHDOG=1")
+    }
+
+    pub(crate) fn stopping(&self) -> Result<()> {
+        self.send("STOPPING=1")
+    }
+
+    fn send(&self, state: &str) -> Result<()> {
+        let Some((socket, address)) = &self.0 else { return Ok(()) };
+        socket
+            .send_to_addr(state.as_bytes(), address)
+            .map(drop)
+            .map_err(|source: io::Error| Error::Notify { source })
+    }
+}
+
+/// How often systemd wants to hear that the service is alive (`WatchdogSec=`).
+pub(crate) fn watchdog_interval() -> Option<Duration> {
+    let microseconds =
+        env::var("WATCHDOG_USEC").ok()?.parse().ok().filter(|microseconds| *microseconds > 0)?;
+    Some(Duration::from_micros(microseconds))
+}
