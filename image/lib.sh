@@ -4,7 +4,7 @@
 # Sourced, after `set -eu`, by the scripts beside it. A product, once there, is complete and never changes, so that
 # several callers may build and boot at the same time.
 
-here=$(cd "$(dirname "$0")" && pwd)
+here=${here:-$(cd "$(dirname "$0")" && pwd)}
 root=$(dirname "$here")
 target=${LATCHKEY_TARGET:-$root/target}
 out=$target/image
