@@ -1,1 +1,24 @@
-//! The program of the initramfs.
+//! `kcrypt-discovery-challenger`: the program of the initramfs. It asks the TPM, or a key server
+//! that asks the TPM, for a LUKS passphrase, opens the volume, and leaves a mesh identity.
+//!
+//! One process, two threads at most, no async runtime, no shell, no exec on the way to an open
+//! volume. The order of a boot is in [`unlock`].
+
+pub mod clock;
+pub mod dial;
+pub mod disk;
+mod error;
+pub mod exchange;
+mod gpt;
+pub mod handover;
+pub mod install;
+pub mod logging;
+pub mod luks;
+pub mod network;
+pub mod oem;
+pub mod passphrase;
+pub mod plugin;
+pub mod prompt;
+pub mod unlock;
+
+pub use error::BootError;

@@ -1,0 +1,130 @@
+//! Why a volume stays closed, and the exit code that says so to the initramfs.
+
+use std::path::PathBuf;
+
+use latchkey_config::ConfigError;
+use latchkey_tpm::TpmError;
+use latchkey_wire::v1::Refusal;
+
+use crate::exchange::ExchangeError;
+
+/// Why the program failed. Each kind has an exit code of its own ([`BootError::exit_code`]).
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error("{0}")]
+    Usage(String),
+
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+
+    #[error("{0}")]
+    Setting(String),
+
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+
+    #[error("this machine has no passphrase of its own: {0}. `encrypt` makes one, at installation")]
+    NotInstalled(TpmError),
+
+    #[error("the deadline of {seconds} s passed; last: {last}")]
+    Deadline { seconds: u64, last: Box<BootError> },
+
+    #[error("the TPM or the name server had not answered by then")]
+    Unfinished,
+
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+
+    #[error("no LUKS2 volume labelled {label} was found{}", list(.seen))]
+    VolumeMissing { label: String, seen: Vec<String> },
+
+    #[error("{} is labelled {label} and is not encrypted, where the configuration wants a LUKS2 volume. It is left alone: run `encrypt {label}`, or take it off install.encrypted_partitions", device.display())]
+    NotEncrypted { label: String, device: PathBuf },
+
+    #[error(
+        "{count} LUKS2 volumes are labelled {label} ({devices}): one of them is not this machine's. None is opened; take the other disk out"
+    )]
+    Ambiguous { label: String, count: usize, devices: String },
+
+    #[error("the {origin} does not open {} ({label})", device.display())]
+    WrongPassphrase { label: String, device: PathBuf, origin: &'static str },
+
+    #[error("{operation} on {}: {error}", device.display())]
+    Cryptsetup { operation: &'static str, device: PathBuf, error: String },
+
+    #[error("cannot {what}: {error}")]
+    Io { what: String, error: std::io::Error },
+
+    #[error("the mesh identity could not be made: {0}")]
+    Identity(String),
+}
+
+fn list(labels: &[String]) -> String {
+    if labels.is_empty() {
+        ". No LUKS2 volume is there at all: is the disk's driver in the initramfs?".into()
+    } else {
+        format!(". What is there: {}", labels.join(", "))
+    }
+}
+
+impl BootError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |error| Self::Io { what, error }
+    }
+
+    /// The exit code, as `--help` lists it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Io { .. } => 1,
+            Self::Config(_) | Self::Setting(_) => 10,
+            Self::Tpm(error) => tpm_exit_code(error),
+            Self::NotInstalled(_) => 31,
+            Self::Unfinished => 21,
+            Self::Deadline { last, .. } => match **last {
+                Self::VolumeMissing { .. } => 40,
+                Self::Tpm(ref error) => tpm_exit_code(error),
+                Self::Exchange(ref error) if error.is_before_the_server() => 20,
+                _ => 21,
+            },
+            Self::Exchange(error) => match error {
+                ExchangeError::Tpm(error) => tpm_exit_code(error),
+                ExchangeError::Protocol { .. } => 22,
+                ExchangeError::Url { .. } | ExchangeError::Certificate { .. } => 10,
+                error if error.is_before_the_server() => 20,
+                _ => 21,
+            },
+            Self::Refused(Refusal::NoSecret(_) | Refusal::EmptySecret) => 31,
+            Self::Refused(Refusal::Malformed) => 22,
+            Self::Refused(_) => 30,
+            Self::VolumeMissing { .. } => 40,
+            Self::NotEncrypted { .. } | Self::Ambiguous { .. } => 41,
+            Self::WrongPassphrase { .. } => 42,
+            Self::Cryptsetup { .. } => 43,
+            Self::Identity(_) => 50,
+        }
+    }
+
+    /// Whether the same attempt may succeed later without anybody doing anything.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Exchange(error) => error.is_transient(),
+            Self::Refused(refusal) => matches!(refusal, Refusal::Other(_)),
+            _ => false,
+        }
+    }
+}
+
+fn tpm_exit_code(error: &TpmError) -> u8 {
+    match error {
+        TpmError::Address { .. } => 10,
+        TpmError::Missing { .. } => 11,
+        TpmError::Lockout { .. } => 13,
+        TpmError::AuthSet { .. } => 14,
+        _ => 12,
+    }
+}
