@@ -142,6 +142,14 @@ fn grub_cfg(command_line: &str) -> String {
     )
 }
 
+/// Whether a boot leaves a member of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mesh {
+    Up,
+    /// A machine that the server refused has no identity, even if a person opened its disk.
+    None,
+}
+
 /// A boot that ended with the volume open, in the booted system.
 #[derive(Debug)]
 pub struct Unlocked {
@@ -151,47 +159,18 @@ pub struct Unlocked {
 
 impl Unlocked {
     /// Follows a boot to its end and checks all that holds of every good one: the volume's data is what it was, the mesh
-    /// interface is up with an identity of its own, and no secret is left anywhere, `secrets` not on the console either.
-    pub fn follow(vm: &mut RunningVm, secrets: &[&str]) -> Result<Self> {
+    /// interface is up with an identity of its own (or there is none of it), and no secret is left anywhere, `secrets` not
+    /// on the console either.
+    pub fn follow(vm: &mut RunningVm, mesh: Mesh, secrets: &[&str]) -> Result<Self> {
         let report = vm.report()?;
-        let wrong = |what: &str| Err(Error::Report(format!("{what}: {report:#?}")));
-        let p = &report.persistent;
-        if p.source.as_deref() != Some("/dev/mapper/COS_PERSISTENT") {
-            return wrong("COS_PERSISTENT is not mounted");
-        }
-        if p.hello.as_deref() != Some("hello from COS_PERSISTENT\n")
-            || p.data_sha256 != Some(data_sha256())
-        {
-            return wrong("the data on COS_PERSISTENT is not what it was");
-        }
-        if !report.service.starts_with("active/running/") {
-            return wrong("latchkey.service does not run");
-        }
-        let Some(wg) = &report.wireguard else { return wrong("there is no WireGuard interface") };
-        if !wg.up
-            || wg.listen_port != MESH_PORT
-            || !wg.addresses.iter().any(|a| a.starts_with("fd10:"))
-        {
-            return wrong("the WireGuard interface is not up as configured");
-        }
-        if report.status.is_null() {
-            return wrong("`latchkey status --json` says nothing");
-        }
-        if report.run_files.iter().any(|f| f.ends_with("/identity")) {
-            return wrong("the identity is still there");
-        }
-        let l = &report.leaks;
-        if !l.planted_found || l.processes == 0 || l.journal_bytes == 0 {
-            return wrong("the search for leaks cannot find anything");
-        }
-        if !l.secrets.iter().any(|s| s == "WireGuard private key") || l.secrets.len() < 3 {
-            return wrong("the search for leaks did not have the secrets to look for");
-        }
-        if !l.found.is_empty() {
-            return wrong("a secret is where it should not be");
+        let said = check_volume(&report)
+            .and_then(|()| check_mesh(&report, mesh))
+            .and_then(|()| check_leaks(&report, mesh));
+        if let Err(what) = said {
+            return Err(Error::Report(format!("{what}: {report:#?}")));
         }
         if secrets.iter().any(|s| vm.console().contains(s)) {
-            return wrong("a secret is on the console");
+            return Err(Error::Report("a secret is on the console".into()));
         }
         let timeline = Timeline::from_json(report.timeline.to_string().as_bytes())
             .map_err(|e| Error::Report(format!("timeline: {e}: {}", report.timeline)))?;
@@ -206,4 +185,67 @@ impl Unlocked {
     pub fn public_key(&self) -> &str {
         self.report.wireguard.as_ref().map_or("", |w| &w.public_key)
     }
+}
+
+fn demand(is_so: bool, otherwise: &'static str) -> std::result::Result<(), &'static str> {
+    if is_so { Ok(()) } else { Err(otherwise) }
+}
+
+fn check_volume(report: &Report) -> std::result::Result<(), &'static str> {
+    let p = &report.persistent;
+    demand(
+        p.source.as_deref() == Some("/dev/mapper/COS_PERSISTENT"),
+        "COS_PERSISTENT is not mounted",
+    )?;
+    demand(
+        p.hello.as_deref() == Some("hello from COS_PERSISTENT\n"),
+        "the file on COS_PERSISTENT is not what it was",
+    )?;
+    demand(p.data_sha256 == Some(data_sha256()), "the data on COS_PERSISTENT is not what it was")
+}
+
+fn check_mesh(report: &Report, mesh: Mesh) -> std::result::Result<(), &'static str> {
+    demand(
+        !report.run_files.iter().any(|f| f.ends_with("/identity")),
+        "the identity is still there",
+    )?;
+    if mesh == Mesh::None {
+        demand(report.wireguard.is_none(), "there is a WireGuard interface")?;
+        return demand(
+            report.service.starts_with("inactive/"),
+            "latchkey.service is not where it waits for an identity",
+        );
+    }
+    demand(report.service.starts_with("active/running/"), "latchkey.service does not run")?;
+    let wg = report.wireguard.as_ref().ok_or("there is no WireGuard interface")?;
+    demand(wg.up, "the WireGuard interface is not up")?;
+    demand(wg.listen_port == MESH_PORT, "the WireGuard port is another")?;
+    demand(wg.addresses.iter().any(|a| a.starts_with("fd10:")), "the mesh address is not there")?;
+    let device = |name: &str| report.status.pointer(&format!("/device/{name}"));
+    demand(
+        device("public_key").and_then(|k| k.as_str()) == Some(wg.public_key.as_str()),
+        "`latchkey status` says another key",
+    )?;
+    demand(
+        device("up").and_then(serde_json::Value::as_bool) == Some(true),
+        "`latchkey status` does not say that it is up",
+    )
+}
+
+fn check_leaks(report: &Report, mesh: Mesh) -> std::result::Result<(), &'static str> {
+    let l = &report.leaks;
+    demand(
+        l.planted_found && l.processes > 0 && l.journal_bytes > 0,
+        "the search for leaks cannot find anything",
+    )?;
+    let has = |kind: &str| l.secrets.iter().any(|s| s == kind);
+    demand(
+        mesh == Mesh::None || has("WireGuard private key"),
+        "the search for leaks did not know the WireGuard key",
+    )?;
+    demand(
+        has("passphrase") || has("given secret"),
+        "the search for leaks did not know the passphrase",
+    )?;
+    demand(l.found.is_empty(), "a secret is where it should not be")
 }

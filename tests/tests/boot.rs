@@ -5,14 +5,14 @@ use latchkey_tests::{
     disk::Persistent,
     error::Result,
     kms::{Kms, Volume, secret_yaml},
-    scenario::{CloudConfig, Machine, Unlocked},
+    scenario::{CloudConfig, Machine, Mesh, Unlocked},
 };
 use latchkey_wire::timeline::{Mode, Outcome};
 
 /// An operator's passphrase, in a Secret of the key server or in someone's head.
 const PASSPHRASE: &str = "correct-horse-battery-staple-7";
 /// What the console says when a person may type.
-const PROMPT: &str = "(?i)recovery passphrase.*: ?$";
+const PROMPT: &str = "Recovery passphrase.*: ?$";
 
 /// Offline: the TPM alone has the passphrase, in an NV index that only `encrypt` makes.
 #[test]
@@ -20,11 +20,13 @@ fn offline() -> Result<()> {
     let machine = Machine::new("offline", &CloudConfig::offline(), Persistent::Plain)?;
     assert_eq!(machine.install(&[])?.code, 0);
 
-    let first = Unlocked::follow(&mut machine.vm("boot")?.without_network().start()?, &[])?;
+    let first =
+        Unlocked::follow(&mut machine.vm("boot")?.without_network().start()?, Mesh::Up, &[])?;
     assert_eq!((first.outcome(), first.timeline.mode), (Outcome::Unlocked, Mode::Offline));
     assert_eq!(first.report.persistent.boots, Some(1));
 
-    let second = Unlocked::follow(&mut machine.vm("boot")?.without_network().start()?, &[])?;
+    let second =
+        Unlocked::follow(&mut machine.vm("boot")?.without_network().start()?, Mesh::Up, &[])?;
     assert_eq!(second.report.persistent.boots, Some(2), "what was written before is there");
     assert_eq!(
         first.public_key(),
@@ -53,7 +55,7 @@ fn online_automatic() -> Result<()> {
     assert!(secrets[0].1.contains("machine-a-cos-persistent"), "{secrets:?}");
     assert!(secrets[0].1.contains("generated_by"), "{secrets:?}");
 
-    let boot = Unlocked::follow(&mut machine.vm("boot")?.start()?, &[])?;
+    let boot = Unlocked::follow(&mut machine.vm("boot")?.start()?, Mesh::Up, &[])?;
     assert_eq!((boot.outcome(), boot.timeline.mode), (Outcome::Unlocked, Mode::Online));
     kms.wait_for(&format!("(?i)granted.*{}|{0}.*granted", machine.tpm.pubhash()))?;
     assert_eq!(kms.secrets()?, secrets, "a boot changes nothing on the server");
@@ -81,8 +83,11 @@ fn with_static_secret(name: &str, quarantined: bool, deadline: &str) -> Result<(
 fn online_static() -> Result<()> {
     let (mut kms, machine) = with_static_secret("static", false, "120s")?;
     kms.start()?;
-    let boot =
-        Unlocked::follow(&mut machine.vm("boot")?.secret(PASSPHRASE).start()?, &[PASSPHRASE])?;
+    let boot = Unlocked::follow(
+        &mut machine.vm("boot")?.secret(PASSPHRASE).start()?,
+        Mesh::Up,
+        &[PASSPHRASE],
+    )?;
     assert_eq!((boot.outcome(), boot.timeline.mode), (Outcome::Unlocked, Mode::Online));
     assert!(!kms.log()?.contains(PASSPHRASE));
     Ok(())
@@ -99,7 +104,7 @@ fn quarantined() -> Result<()> {
     vm.wait_for(PROMPT)?;
     vm.type_line(PASSPHRASE)?;
     assert_eq!(vm.unlock_code()?, 0);
-    let boot = Unlocked::follow(&mut vm, &[PASSPHRASE])?;
+    let boot = Unlocked::follow(&mut vm, Mesh::None, &[PASSPHRASE])?;
     assert_eq!(boot.outcome(), Outcome::Recovery);
     assert!(boot.timeline.reason.is_some_and(|r| r.contains("quarantined")));
     Ok(())
@@ -114,7 +119,7 @@ fn server_absent_passphrase_typed() -> Result<()> {
     vm.type_line("not the passphrase")?;
     vm.type_line(PASSPHRASE)?;
     assert_eq!(vm.unlock_code()?, 0);
-    assert_eq!(Unlocked::follow(&mut vm, &[PASSPHRASE])?.outcome(), Outcome::Recovery);
+    assert_eq!(Unlocked::follow(&mut vm, Mesh::Up, &[PASSPHRASE])?.outcome(), Outcome::Recovery);
     Ok(())
 }
 
@@ -138,7 +143,7 @@ fn server_late() -> Result<()> {
     let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
     vm.wait_for("latchkey: .*(refused|unreachable|cannot connect|connect)")?;
     kms.start()?;
-    assert_eq!(Unlocked::follow(&mut vm, &[PASSPHRASE])?.outcome(), Outcome::Unlocked);
+    assert_eq!(Unlocked::follow(&mut vm, Mesh::Up, &[PASSPHRASE])?.outcome(), Outcome::Unlocked);
     Ok(())
 }
 
@@ -163,6 +168,6 @@ fn from_disk_through_grub() -> Result<()> {
     let boot = machine.install_grub(None)?;
     let mut vm = machine.vm("boot")?.boot(boot).secret(PASSPHRASE).start()?;
     vm.wait_for("GRUB starts the machine")?;
-    assert_eq!(Unlocked::follow(&mut vm, &[PASSPHRASE])?.outcome(), Outcome::Unlocked);
+    assert_eq!(Unlocked::follow(&mut vm, Mesh::Up, &[PASSPHRASE])?.outcome(), Outcome::Unlocked);
     Ok(())
 }

@@ -11,7 +11,7 @@ use latchkey_tests::{
     error::{Error, Result},
     kms::{Kms, Volume},
     place::Image,
-    scenario::{CloudConfig, Machine, Unlocked},
+    scenario::{CloudConfig, Machine, Mesh, Unlocked},
 };
 use tell::{Teller, chart};
 
@@ -70,7 +70,7 @@ fn story(teller: &Teller) -> Result<()> {
         let mut vm = machine.vm("boot")?.secret(&recovery).start()?;
         let _console = teller.relay("machine", vm.console(), CONSOLE);
         teller.say("power on");
-        Unlocked::follow(&mut vm, &[&recovery])?
+        Unlocked::follow(&mut vm, Mesh::Up, &[&recovery])?
     };
     tell_unlocked(teller, &boot);
 
@@ -88,7 +88,7 @@ fn story(teller: &Teller) -> Result<()> {
         vm.wait_for("(?i)recovery.*: ?$")?;
         vm.type_line(&recovery)?;
         teller.say("someone types the recovery key");
-        Unlocked::follow(&mut vm, &[&recovery])?
+        Unlocked::follow(&mut vm, Mesh::None, &[&recovery])?
     };
     tell_unlocked(teller, &refused);
 

@@ -26,6 +26,10 @@ const SETTLE: Duration = Duration::from_secs(30);
 fn main() {
     settle();
     let status = output("latchkey", &["status", "--json"]);
+    let timeline: Value = read("/run/latchkey/timeline.json")
+        .and_then(|t| serde_json::from_str(&t).ok())
+        .unwrap_or(Value::Null);
+    let by_itself = timeline.get("outcome").and_then(Value::as_str) == Some("unlocked");
     let report = Report {
         persistent: persistent(),
         service: service(),
@@ -37,11 +41,9 @@ fn main() {
             .unwrap_or(Value::Null),
         status_error: status.err(),
         wireguard: wireguard(),
-        timeline: read("/run/latchkey/timeline.json")
-            .and_then(|t| serde_json::from_str(&t).ok())
-            .unwrap_or(Value::Null),
+        timeline,
         run_files: run_files(),
-        leaks: leak::scan(INTERFACE),
+        leaks: leak::scan(INTERFACE, by_itself),
     };
     let json = serde_json::to_string(&report)
         .unwrap_or_else(|e| format!("{{\"unserialisable\":\"{e}\"}}"));

@@ -24,10 +24,13 @@ struct Needle {
     bytes: Vec<u8>,
 }
 
-pub(crate) fn scan(interface: &str) -> LeakScan {
+/// `by_itself`: whether the machine got its passphrase by itself, so that it may be asked for again.
+pub(crate) fn scan(interface: &str, by_itself: bool) -> LeakScan {
     let mut secrets: Vec<(&'static str, Vec<u8>)> = Vec::new();
     secrets.extend(wireguard_key(interface).map(|k| ("WireGuard private key", k)));
-    secrets.extend(passphrase().map(|p| ("passphrase", p)));
+    if by_itself {
+        secrets.extend(passphrase().map(|p| ("passphrase", p)));
+    }
     secrets.extend(given().into_iter().map(|g| ("given secret", g)));
     let mut planted = [0; 32];
     let plantable = getrandom::fill(&mut planted).is_ok()
