@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use latchkey_config::Mesh;
+use nix::sys::prctl::set_dumpable;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -36,10 +37,14 @@ pub struct Agent {
     device: Device,
     desired: Desired,
     key: PrivateKey,
+    /// What kept the last round from its end.
+    trouble: Option<String>,
 }
 
 /// Runs until SIGTERM or SIGINT, which leave the device up and working.
 pub fn run(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
+    // No core dump, and no debugger of others. latchkey.service says the same; this is for runs by hand.
+    set_dumpable(false).map_err(|errno| failed("switch core dumps off", errno.into()))?;
     let credentials = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let notify = Notify::from_env()?;
     let mut agent = Agent::new(mesh, hand_over, credentials.as_deref())?;
@@ -80,7 +85,7 @@ impl Agent {
             mtu: DEFAULT_MTU,
             address: first_candidate(mesh.prefix, key.public())?,
         };
-        Ok(Self { device, desired, key })
+        Ok(Self { device, desired, key, trouble: None })
     }
 
     fn reconcile(&mut self) -> Result<()> {
@@ -95,12 +100,11 @@ impl Agent {
     }
 
     async fn watch(&mut self, events: &Events, notify: &Notify) -> Result<()> {
-        let mut terminate =
-            signal(SignalKind::terminate()).map_err(|source| failed("wait for SIGTERM", source))?;
-        let mut interrupt =
-            signal(SignalKind::interrupt()).map_err(|source| failed("wait for SIGINT", source))?;
+        let on = |kind| signal(kind).map_err(|source| failed("wait for signals", source));
+        let (mut terminate, mut interrupt) =
+            (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
         let mut tick =
-            interval(watchdog_interval().map_or(TICK, |interval| TICK.min(interval / 2)));
+            interval(watchdog_interval().map_or(TICK, |watchdog| TICK.min(watchdog / 2)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await; // the first is due at once, and its work is done
         loop {
@@ -108,20 +112,35 @@ impl Agent {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = tick.tick() => {}
-                event = events.next() => {
-                    event.map_err(|source| failed("listen to netlink events", source))?;
-                    sleep(SETTLE).await;
-                    events.skip().map_err(|source| failed("listen to netlink events", source))?;
-                }
+                changed = self.changed(events) => changed?,
             }
-            self.reconcile()?;
+            self.repair(notify)?;
             notify.alive()?;
         }
-        log::info!(
-            "stopping; {} stays up (`latchkey agent --down` takes it away)",
-            self.device.interface()
-        );
+        log::info!("stopping; {} stays up", self.device.interface());
         notify.stopping()
+    }
+
+    /// Goes on whatever happens: with the device gone, this process has the only copy of the key.
+    fn repair(&mut self, notify: &Notify) -> Result<()> {
+        let trouble = self.reconcile().err().map(|error| error.to_string());
+        if trouble != self.trouble {
+            match &trouble {
+                Some(trouble) => log::error!("{trouble}; trying again"),
+                None => log::info!("{}", self.summary()),
+            }
+            notify.status(trouble.as_ref().unwrap_or(&self.summary()))?;
+            self.trouble = trouble;
+        }
+        Ok(())
+    }
+
+    /// Waits until something about the device has changed, and then until it is quiet.
+    async fn changed(&self, events: &Events) -> Result<()> {
+        let listening = |source| failed("listen to netlink events", source);
+        events.next(self.device.watched()).await.map_err(listening)?;
+        sleep(SETTLE).await;
+        events.skip(self.device.watched()).map_err(listening)
     }
 
     fn summary(&self) -> String {

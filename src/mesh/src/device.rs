@@ -9,6 +9,7 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 use crate::key::{PrivateKey, PublicKey};
+use crate::netlink::events::Watched;
 use crate::netlink::link::{Link, Links};
 pub use crate::netlink::wireguard::Peer;
 use crate::netlink::wireguard::WireGuard;
@@ -17,6 +18,8 @@ use crate::plan::{Actual, Change, Desired, plan};
 /// An interface by its name, and the way to it.
 pub struct Device {
     interface: String,
+    /// The interface's number as of the last look; 0 is none.
+    index: u32,
     links: Links,
     /// Opened when first needed: asking for the family is what loads the module.
     wireguard: Option<WireGuard>,
@@ -27,7 +30,6 @@ pub struct Device {
 pub struct Snapshot {
     pub actual: Actual,
     pub peers: BTreeMap<PublicKey, Peer>,
-    index: u32,
     private_key: Option<PrivateKey>,
 }
 
@@ -42,7 +44,7 @@ impl Device {
     pub fn new(interface: &str) -> Result<Self> {
         let links = Links::open()
             .map_err(|source| Error::Kernel { action: "open a netlink socket".into(), source })?;
-        Ok(Self { interface: interface.into(), links, wireguard: None })
+        Ok(Self { interface: interface.into(), index: 0, links, wireguard: None })
     }
 
     pub fn interface(&self) -> &str {
@@ -55,14 +57,18 @@ impl Device {
     /// [`Error::NotWireGuard`] if the name belongs to something else.
     pub fn read(&mut self) -> Result<Option<Snapshot>> {
         let Some(link) = self.link()? else { return Ok(None) };
-        let addresses = self.links.addresses(link.index);
-        let addresses = addresses.map_err(|source| {
-            failed(format!("read the addresses of {}", self.interface), source)
-        })?;
-        let device = self.wireguard().and_then(|wireguard| wireguard.get(link.index));
-        let device = device.map_err(|source| {
-            failed(format!("read the WireGuard device {}", self.interface), source)
-        })?;
+        match self.read_rest(&link) {
+            // Removed since the link was read.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            rest => rest.map(Some).map_err(|source| {
+                failed(format!("read the WireGuard device {}", self.interface), source)
+            }),
+        }
+    }
+
+    fn read_rest(&mut self, link: &Link) -> io::Result<Snapshot> {
+        let addresses = self.links.addresses(link.index)?;
+        let device = self.wireguard()?.get(link.index)?;
         let actual = Actual {
             public_key: device.public_key,
             port: device.port,
@@ -70,24 +76,19 @@ impl Device {
             up: link.up,
             addresses,
         };
-        Ok(Some(Snapshot {
-            actual,
-            peers: device.peers,
-            index: link.index,
-            private_key: device.private_key,
-        }))
+        Ok(Snapshot { actual, peers: device.peers, private_key: device.private_key })
     }
 
-    /// Makes the device what `desired` says and returns what had to be done. `key` is set only if the device has another.
+    /// Makes the device what `desired` says and returns what had to be done. `key` is set only if the
+    /// device has another.
     pub fn reconcile(&mut self, desired: &Desired, key: &PrivateKey) -> Result<Vec<Change>> {
         let snapshot = self.read()?;
         let changes = plan(desired, snapshot.as_ref().map(|snapshot| &snapshot.actual));
-        let mut index = snapshot.map_or(0, |snapshot| snapshot.index);
         for change in &changes {
             if let Change::Create { mtu } = *change {
-                index = self.create(mtu)?;
+                self.create(mtu)?;
             } else {
-                self.apply(index, *change, key)
+                self.apply(*change, key)
                     .map_err(|source| self.refused(*change, desired, source))?;
             }
         }
@@ -105,42 +106,44 @@ impl Device {
         Ok(true)
     }
 
+    pub(crate) fn watched(&self) -> Watched<'_> {
+        Watched { name: &self.interface, index: self.index }
+    }
+
     pub fn exists(&mut self) -> Result<bool> {
         self.link().map(|link| link.is_some())
     }
 
     fn link(&mut self) -> Result<Option<Link>> {
-        let link = self.links.get(&self.interface);
-        let link =
-            link.map_err(|source| failed(format!("read the link {}", self.interface), source))?;
+        let link = self.links.get(&self.interface).map_err(|source| {
+            failed(format!("look for the interface {}", self.interface), source)
+        })?;
+        self.index = link.as_ref().map_or(0, |link| link.index);
         match link {
             Some(link) if !link.is_wireguard() => Err(Error::NotWireGuard {
                 interface: self.interface.clone(),
-                kind: if link.kind.is_empty() {
-                    "hardware".into()
-                } else {
-                    format!("of type {}", link.kind)
+                kind: match link.kind.as_str() {
+                    "" => "hardware".into(),
+                    kind => format!("of type {kind}"),
                 },
             }),
             link => Ok(link),
         }
     }
 
-    fn create(&mut self, mtu: u32) -> Result<u32> {
+    fn create(&mut self, mtu: u32) -> Result<()> {
         let action = || format!("create the WireGuard device {}", self.interface);
-        self.links.create_wireguard(&self.interface, mtu).map_err(|source| {
-            match source.raw_os_error() {
-                Some(libc::EOPNOTSUPP) => Error::NoWireGuard { action: action(), source },
-                _ => failed(action(), source),
+        match self.links.create_wireguard(&self.interface, mtu) {
+            Err(source) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                return Err(Error::NoWireGuard { action: action(), source });
             }
-        })?;
-        let gone = io::Error::from(io::ErrorKind::NotFound);
-        self.link()?
-            .map(|link| link.index)
-            .ok_or_else(|| failed(format!("find {} again", self.interface), gone))
+            created => created.map_err(|source| failed(action(), source))?,
+        }
+        self.link().map(drop) // for its number
     }
 
-    fn apply(&mut self, index: u32, change: Change, key: &PrivateKey) -> io::Result<()> {
+    fn apply(&mut self, change: Change, key: &PrivateKey) -> io::Result<()> {
+        let index = self.index;
         match change {
             Change::Create { .. } => Ok(()),
             Change::SetKey { .. } => self.wireguard()?.set(index, Some(key), None),

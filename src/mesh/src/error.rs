@@ -44,7 +44,7 @@ pub enum Error {
     #[error("cannot {action} {path}: {source}")]
     File { action: &'static str, path: PathBuf, source: io::Error },
 
-    #[error("cannot {action}: it needs CAP_NET_ADMIN; run it as root")]
+    #[error("cannot {action}: not permitted; run it as root (the device needs CAP_NET_ADMIN)")]
     NotPermitted { action: String },
 
     #[error(

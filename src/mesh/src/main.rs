@@ -11,6 +11,7 @@ use latchkey_mesh::agent;
 use latchkey_mesh::error::{Error, Result};
 use latchkey_mesh::handover::{self, HandOver};
 use latchkey_mesh::status::Status;
+use nix::sys::stat::fstat;
 
 /// The mesh agent of a machine that lets itself in, and the operator's command beside it.
 ///
@@ -124,9 +125,16 @@ fn check(mesh: Result<Mesh>, hand_over: &HandOver) -> Result<ExitCode> {
     }))
 }
 
+/// `JOURNAL_STREAM` names the journal's socket (systemd.exec(5)), but it is inherited by programs whose
+/// stderr is another.
+fn stderr_is_journal() -> bool {
+    let of_stderr = fstat(std::io::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    std::env::var("JOURNAL_STREAM").is_ok_and(|journal| of_stderr == Ok(journal))
+}
+
 /// One line a message, on stderr; the journal reads the severity from `<N>` (sd-daemon(3)).
 fn start_log() {
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let journal = stderr_is_journal();
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("LATCHKEY_LOG", "info"))
         .format(move |line, record| {
             let (severity, name) = match record.level() {

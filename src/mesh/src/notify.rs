@@ -31,6 +31,11 @@ impl Notify {
         self.send(&format!("READY=1\nSTATUS={status}"))
     }
 
+    /// One line for `systemctl status`.
+    pub(crate) fn status(&self, status: &str) -> Result<()> {
+        self.send(&format!("STATUS={status}"))
+    }
+
     pub(crate) fn alive(&self) -> Result<()> {
         self.send("WATCHDOG=1")
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use nix::libc::O_NOFOLLOW;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{HandOver, RECORD_VERSION, Record, file};
@@ -35,6 +36,11 @@ const CREDENTIAL_FLAGS: MsFlags =
 /// Whatever kept it from removing a copy; then one may be left, and the service must not go on as if none were.
 pub fn forget(hand_over: &HandOver, credentials: Option<&Path>) -> Result<()> {
     enter_mount_namespace_of_init()?;
+    remove_copies(hand_over, credentials)
+}
+
+/// [`forget`], in the mount namespace one is in.
+pub(super) fn remove_copies(hand_over: &HandOver, credentials: Option<&Path>) -> Result<()> {
     leave_record(hand_over)?;
     wipe(&hand_over.identity_path())?;
     if let Some(directory) = credentials {
@@ -88,11 +94,15 @@ fn since_boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Makes the read-only mount writable, wipes, and makes it read-only again.
+/// Wipes through a read-only mount by making it writable for that moment.
 fn wipe_credential(directory: &Path) -> Result<()> {
     let credential = directory.join("identity");
     if !fs::exists(&credential).map_err(|source| file("look for", &credential, source))? {
         return Ok(());
+    }
+    let flags = statvfs(directory).map_err(|errno| file("look at", directory, errno.into()))?;
+    if !flags.flags().contains(FsFlags::ST_RDONLY) {
+        return wipe(&credential); // no mount of its own: so systemd does it where it can mount nothing
     }
     remount(directory, CREDENTIAL_FLAGS)?;
     let wiped = wipe(&credential);
@@ -101,12 +111,9 @@ fn wipe_credential(directory: &Path) -> Result<()> {
 }
 
 fn remount(directory: &Path, flags: MsFlags) -> Result<()> {
-    let none = None::<&Path>;
-    match mount(none, directory, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none) {
-        // A plain directory, as systemd makes it where it can mount nothing: nothing stands in the way.
-        Err(nix::errno::Errno::EINVAL) => Ok(()),
-        result => result.map_err(|errno| file("remount", directory, errno.into())),
-    }
+    let (flags, none) = (MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, None::<&Path>);
+    mount(none, directory, none, flags, none)
+        .map_err(|errno| file("remount", directory, errno.into()))
 }
 
 /// Overwrites in place, then unlinks. On tmpfs and ramfs the bytes written are the very pages the key was in.

@@ -1,17 +1,31 @@
-//! Changes of links and addresses, as rtnetlink(7) announces them. That something changed is all that is taken from them: what
-//! it is now, the next look will tell, and so a lost announcement does no harm either.
+//! Changes of one interface and its addresses, as rtnetlink(7) announces them. That something
+//! changed is all that is taken from them: what it is now, the next look will tell, and so a lost
+//! announcement does no harm either.
 
 use std::io;
 
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::{BUFFER_SIZE, padded};
+
 const GROUPS: i32 = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
 
 pub(crate) struct Events(AsyncFd<Socket>);
+
+/// The interface whose events count: all the others of a busy host, containers say, do not.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watched<'a> {
+    pub(crate) name: &'a str,
+    /// The number it has now. Made again, it has another, but then its name is announced too.
+    pub(crate) index: u32,
+}
 
 impl Events {
     /// Needs the runtime.
@@ -26,32 +40,70 @@ impl Events {
         registered.map(Self).map_err(io::Error::from)
     }
 
-    /// Waits for the next change.
-    pub(crate) async fn next(&self) -> io::Result<()> {
+    /// Waits for the next change of the interface.
+    pub(crate) async fn next(&self, watched: Watched<'_>) -> io::Result<()> {
         loop {
             let mut ready = self.0.readable().await?;
-            if let Ok(received) = ready.try_io(|socket| receive(socket.get_ref())) {
-                return received;
+            match ready.try_io(|socket| receive(socket.get_ref(), watched)) {
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(false)) | Err(_) => {}
             }
         }
     }
 
     /// Passes over what is waiting to be read.
-    pub(crate) fn skip(&self) -> io::Result<()> {
+    pub(crate) fn skip(&self, watched: Watched<'_>) -> io::Result<()> {
         loop {
-            match receive(self.0.get_ref()) {
+            match receive(self.0.get_ref(), watched) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                received => received?,
+                received => received.map(drop)?,
             }
         }
     }
 }
 
-fn receive(socket: &Socket) -> io::Result<()> {
-    let mut one_byte_is_enough = [0; 1];
-    match socket.recv(&mut &mut one_byte_is_enough[..], 0) {
-        // Some were lost: a change as good as any.
-        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
-        received => received.map(drop),
+/// Reads one datagram; whether it concerns the interface.
+fn receive(socket: &Socket, watched: Watched<'_>) -> io::Result<bool> {
+    let mut buffer = Vec::with_capacity(BUFFER_SIZE);
+    match socket.recv(&mut buffer, 0) {
+        // Some were lost, of which interface nobody knows.
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(true),
+        received => received?,
+    };
+    let mut rest = buffer.as_slice();
+    while !rest.is_empty() {
+        // What cannot be read may well concern it.
+        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else {
+            return Ok(true);
+        };
+        if watched.concerned_by(&message.payload) {
+            return Ok(true);
+        }
+        rest = rest.get(padded(message.header.length)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+impl Watched<'_> {
+    fn concerned_by(self, payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+        let NetlinkPayload::InnerMessage(message) = payload else { return false };
+        match message {
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+                link.header.index == self.index || self.is_name_of(link)
+            }
+            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+                address.header.index == self.index
+            }
+            _ => false,
+        }
+    }
+
+    fn is_name_of(self, link: &LinkMessage) -> bool {
+        let name = |attribute: &LinkAttribute| match attribute {
+            LinkAttribute::IfName(name) => name == self.name,
+            _ => false,
+        };
+        link.attributes.iter().any(name)
     }
 }
