@@ -117,6 +117,7 @@ fn server_absent_passphrase_typed() -> Result<()> {
     let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
     vm.wait_for(PROMPT)?;
     vm.type_line("not the passphrase")?;
+    vm.wait_for("latchkey: .*does not open")?;
     vm.type_line(PASSPHRASE)?;
     assert_eq!(vm.unlock_code()?, 0);
     assert_eq!(Unlocked::follow(&mut vm, Mesh::Up, &[PASSPHRASE])?.outcome(), Outcome::Recovery);
