@@ -109,6 +109,32 @@ pub fn plain_labelled(volumes: &[Volume], label: &str) -> Option<Volume> {
     volumes.iter().find(named).cloned()
 }
 
+/// The partitions an installer can mean by a label: the volume that is there already, else the file
+/// system, else the entry of the partition table (Kairos calls that of COS_PERSISTENT `persistent`).
+#[must_use]
+pub fn for_installer(volumes: &[Volume], label: &str) -> Vec<Volume> {
+    let by = |is: &dyn Fn(&Volume) -> bool| -> Vec<Volume> {
+        volumes.iter().filter(|volume| is(volume)).cloned().collect()
+    };
+    let short = label.strip_prefix("COS_").unwrap_or(label);
+    let attempts: [&dyn Fn(&Volume) -> bool; 3] = [
+        &|volume| volume.is_luks_named(label),
+        &|volume| matches!(&volume.content, Content::Ext { label: found } if found == label),
+        &|volume| {
+            let name = partition_name(&volume.name());
+            name == label || name.eq_ignore_ascii_case(short)
+        },
+    ];
+    attempts.into_iter().map(by).find(|found| !found.is_empty()).unwrap_or_default()
+}
+
+/// PARTNAME as the kernel read it from the partition table.
+fn partition_name(device: &str) -> String {
+    let uevent =
+        fs::read_to_string(format!("/sys/class/block/{device}/uevent")).unwrap_or_default();
+    uevent.lines().find_map(|line| line.strip_prefix("PARTNAME=")).unwrap_or_default().to_owned()
+}
+
 /// Reads what is on a device or in a file.
 ///
 /// # Errors

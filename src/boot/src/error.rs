@@ -6,6 +6,7 @@ use latchkey_config::ConfigError;
 use latchkey_tpm::TpmError;
 use latchkey_wire::v1::Refusal;
 
+use crate::encrypt::EncryptError;
 use crate::exchange::ExchangeError;
 
 /// Why the program failed. Each kind has an exit code of its own ([`BootError::exit_code`]).
@@ -58,6 +59,20 @@ pub enum BootError {
     #[error("cannot {what}: {error}")]
     Io { what: String, error: std::io::Error },
 
+    #[error(
+        "no partition is labelled {label}, by file system, LUKS2 header or partition table. Name it with --device"
+    )]
+    PartitionMissing { label: String },
+
+    #[error("{} partitions are labelled {label}: {}. Say which with --device", devices.len(), devices.join(", "))]
+    AmbiguousPartition { label: String, devices: Vec<String> },
+
+    #[error("the encryption of {} ({label}) was begun and not finished; run `encrypt {label}` again before anything is written to it", device.display())]
+    HalfEncrypted { label: String, device: PathBuf },
+
+    #[error(transparent)]
+    Encrypt(#[from] EncryptError),
+
     #[error("the mesh identity could not be made: {0}")]
     Identity(String),
 }
@@ -102,9 +117,12 @@ impl BootError {
             Self::Refused(Refusal::Malformed) => 22,
             Self::Refused(_) => 30,
             Self::VolumeMissing { .. } => 40,
+            Self::PartitionMissing { .. } => 40,
             Self::NotEncrypted { .. } | Self::Ambiguous { .. } => 41,
+            Self::AmbiguousPartition { .. } => 41,
             Self::WrongPassphrase { .. } => 42,
-            Self::Cryptsetup { .. } => 43,
+            Self::Encrypt(EncryptError::WrongPassphrase { .. }) => 42,
+            Self::Cryptsetup { .. } | Self::HalfEncrypted { .. } | Self::Encrypt(_) => 43,
             Self::Identity(_) => 50,
         }
     }

@@ -1,23 +1,157 @@
 //! `encrypt`: what an installer calls. Gets each partition a passphrase that TPM or key server will
 //! release again, and only then encrypts the partition with it.
 
-use crate::BootError;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use latchkey_config::Config;
+use latchkey_wire::timeline::Mode;
+use zeroize::Zeroizing;
+
+use crate::clock::Steps;
+use crate::disk::{Volume, for_installer, read_content, scan};
+use crate::encrypt::{self, Progress, Report, Request, State, Unlock};
+use crate::exchange::Partition;
+use crate::passphrase::{Passphrase, mode};
+use crate::{BootError, unlock};
 
 /// What `encrypt` was told.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Empty: `install.encrypted_partitions`.
     pub labels: Vec<String>,
+    /// The partition itself, instead of the one that has the label.
+    pub device: Option<PathBuf>,
     pub recovery_key: bool,
     /// Drop what is there.
     pub new: bool,
 }
 
-/// Encrypts the partitions.
+/// Encrypts the partitions, one after the other. Where a recovery key was asked for, `show` gets it
+/// once the volume takes it; it is kept nowhere.
 ///
 /// # Errors
-/// The first thing that failed; it can be run again.
-pub fn run(options: &Options) -> Result<(), BootError> {
-    let _ = options;
-    Err(BootError::Usage("not here yet".into()))
+/// The first thing that failed. Nothing that was on a partition is lost, and it can be run again.
+pub fn run(
+    config: &Config,
+    options: &Options,
+    show: &mut dyn FnMut(&str, &str) -> Result<(), BootError>,
+) -> Result<(), BootError> {
+    let labels =
+        if options.labels.is_empty() { unlock::labels(config) } else { options.labels.clone() };
+    if options.device.is_some() && labels.len() != 1 {
+        return Err(BootError::Usage("--device goes with exactly one LABEL".into()));
+    }
+    // All are looked at before the first is touched.
+    let volumes = labels.iter().map(|label| find(label, options)).collect::<Result<Vec<_>, _>>()?;
+    for (label, volume) in labels.iter().zip(&volumes) {
+        let (report, recovery) = encrypt_one(config, options, label, volume)?;
+        log::info!(
+            "{} is encrypted: LUKS2 volume {} labelled {label}",
+            volume.device.display(),
+            report.uuid
+        );
+        if let Some(recovery) = recovery.filter(|_| report.recovery) {
+            show(label, &recovery)?;
+        }
+    }
+    Ok(())
+}
+
+type RecoveryKey = Zeroizing<String>;
+
+fn encrypt_one(
+    config: &Config,
+    options: &Options,
+    label: &str,
+    volume: &Volume,
+) -> Result<(Report, Option<RecoveryKey>), BootError> {
+    let passphrase = passphrase(config, options, label, volume)?;
+    let recovery = options.recovery_key.then(encrypt::recovery_key).transpose()?;
+    let request = Request {
+        device: &volume.device,
+        label,
+        passphrase: &passphrase,
+        recovery: recovery.as_ref().map(|key| key.as_bytes()),
+        unlock: match mode(config) {
+            Mode::Offline => Unlock::Offline,
+            Mode::Online => Unlock::Online,
+        },
+        new: options.new,
+    };
+    let mut reporter = Reporter::new(label);
+    let report = encrypt::run(&request, &mut |progress| reporter.tell(progress))?;
+    Ok((report, recovery))
+}
+
+/// A partition that is a volume already, wholly or half, has its passphrase: making another one
+/// would not open it, and would be what is released from then on.
+fn passphrase(
+    config: &Config,
+    options: &Options,
+    label: &str,
+    volume: &Volume,
+) -> Result<Passphrase, BootError> {
+    let fresh =
+        options.new || matches!(encrypt::probe(&volume.device)?, State::Empty | State::Plain(_));
+    let partition =
+        Partition { label: label.into(), name: volume.name(), uuid: volume.partition_uuid() };
+    let steps = Steps::default();
+    unlock::with_source(config, &steps, |source, deadline| {
+        if fresh {
+            source.enrol(&partition, deadline, &steps)
+        } else {
+            source.release(&partition, deadline, &steps)
+        }
+    })
+}
+
+fn find(label: &str, options: &Options) -> Result<Volume, BootError> {
+    if let Some(device) = &options.device {
+        let content =
+            read_content(device).map_err(BootError::io(format!("read {}", device.display())))?;
+        return Ok(Volume { device: device.clone(), content });
+    }
+    let volumes = scan();
+    match for_installer(&volumes, label).as_slice() {
+        [volume] => Ok(volume.clone()),
+        [] => Err(BootError::PartitionMissing { label: label.to_owned() }),
+        several => Err(BootError::AmbiguousPartition {
+            label: label.to_owned(),
+            devices: several.iter().map(|volume| volume.device.display().to_string()).collect(),
+        }),
+    }
+}
+
+/// A line for each phase, and one every few seconds while a long one lasts.
+struct Reporter<'a> {
+    label: &'a str,
+    next: Instant,
+}
+
+impl<'a> Reporter<'a> {
+    const EVERY: Duration = Duration::from_secs(2);
+
+    fn new(label: &'a str) -> Self {
+        Self { label, next: Instant::now() }
+    }
+
+    fn tell(&mut self, progress: Progress) {
+        let label = self.label;
+        match progress {
+            Progress::Restoring => {
+                log::info!("{label}: putting back what an interrupted run had replaced")
+            }
+            Progress::Preparing => log::info!("{label}: preparing to encrypt in place"),
+            Progress::Recovering => log::info!("{label}: completing what was interrupted"),
+            Progress::MakingFileSystem => log::info!("{label}: making a new file system"),
+            Progress::AddingRecoveryKey => log::info!("{label}: adding the recovery key"),
+            Progress::Encrypting { done, of } if Instant::now() >= self.next || done == of => {
+                let percent = done.saturating_mul(100) / of.max(1);
+                log::info!("{label}: {percent} % of {} MiB encrypted", of >> 20);
+                self.next = Instant::now() + Self::EVERY;
+            }
+            Progress::Encrypting { .. } => {}
+        }
+    }
 }

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod dial;
 pub mod disk;
+pub mod encrypt;
 mod error;
 pub mod exchange;
 mod gpt;

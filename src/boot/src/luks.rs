@@ -59,6 +59,12 @@ pub fn open(
         }
     };
     let mut device = load(&volume.device).map_err(fail("reading the LUKS2 header"))?;
+    if is_unfinished(&mut device) {
+        return Err(BootError::HalfEncrypted {
+            label: label.to_owned(),
+            device: volume.device.clone(),
+        });
+    }
     let key = match_slot(&mut device, passphrase, origin).map_err(fail("unlocking a key slot"))?;
     let Some((slot, key)) = key else {
         return Err(BootError::WrongPassphrase {
@@ -74,7 +80,7 @@ pub fn open(
         CryptActivate::KEYRING_KEY,
     );
     if activated.is_err() {
-        // A volume whose encryption in place is not finished has two keys; libcryptsetup maps it
+        // A volume that `cryptsetup reencrypt` is at work on has two keys; libcryptsetup maps it
         // only by a passphrase.
         device
             .activate_handle()
@@ -136,12 +142,21 @@ fn slot_order(device: &mut CryptDevice, origin: Origin) -> Vec<u32> {
     slots.into_iter().map(|(_, _, slot)| slot).collect()
 }
 
-/// The slot that our token names; without a token, slot 0, which is Kairos' only one.
-fn machine_slot(device: &mut CryptDevice) -> Option<u32> {
+/// Whether `encrypt` has not come to its end here. It keeps a copy of the beginning until then, and
+/// would put that back over what is written in the meantime.
+fn is_unfinished(device: &mut CryptDevice) -> bool {
+    our_token(device).is_some_and(|token| token.get("unfinished").is_some())
+}
+
+fn our_token(device: &mut CryptDevice) -> Option<Value> {
     (0..MAX_TOKENS)
         .filter_map(|token| device.token_handle().json_get(token).ok())
         .find(|token| token.get("type").and_then(Value::as_str) == Some(TOKEN_TYPE))
-        .map_or(Some(0), |token| token.get("keyslots")?.get(0)?.as_str()?.parse().ok())
+}
+
+/// The slot that our token names; without a token, slot 0, which is Kairos' only one.
+fn machine_slot(device: &mut CryptDevice) -> Option<u32> {
+    our_token(device).map_or(Some(0), |token| token.get("keyslots")?.get(0)?.as_str()?.parse().ok())
 }
 
 /// libcryptsetup answers EPERM when the slot does not take the passphrase, and ENOENT when there is

@@ -1,6 +1,7 @@
 //! The command line of `kcrypt-discovery-challenger`.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use kcrypt_discovery_challenger::clock::Steps;
@@ -23,6 +24,9 @@ Commands:
 
 Options:
   --debug                     say every step
+  --config DIR                read cloud-config from DIR instead of /oem, /sysroot/oem and
+                              /run/cos/oem; may be given more than once
+  --device PATH               encrypt: the partition, instead of the one with the label
   --tpm-device DEVICE         (none) the TPM, instead of kcrypt.challenger.tpm_device
   --recovery-key              encrypt: make a recovery key as well, and print it once
   --new                       encrypt: drop what is on the partition, make a new file system
@@ -54,7 +58,9 @@ struct Arguments {
     debug: bool,
     help: bool,
     version: bool,
+    config: Vec<PathBuf>,
     tpm_device: Option<String>,
+    device: Option<PathBuf>,
     recovery_key: bool,
     new: bool,
     partition: Partition,
@@ -92,14 +98,10 @@ fn run(arguments: &Arguments) -> Result<(), BootError> {
     }
     match arguments.command.as_deref() {
         None => print_pubhash(arguments),
-        Some("unlock") => unlock::run(),
-        Some("encrypt") => install::run(&install::Options {
-            labels: arguments.labels.clone(),
-            recovery_key: arguments.recovery_key,
-            new: arguments.new,
-        }),
-        Some("get") => print_passphrase(&arguments.partition),
-        Some("discovery.password") => plugin::run(),
+        Some("unlock") => unlock::run(arguments.config.clone()),
+        Some("encrypt") => encrypt(arguments),
+        Some("get") => print_passphrase(arguments),
+        Some("discovery.password") => plugin::run(&arguments.config),
         Some(other) => Err(BootError::Usage(format!("no such command: {other}; see --help"))),
     }
 }
@@ -115,6 +117,8 @@ fn parse() -> Result<Arguments, lexopt::Error> {
             Short('V') | Long("version") => arguments.version = true,
             Long("debug") => arguments.debug = true,
             Long("tpm-device") => arguments.tpm_device = Some(parser.value()?.string()?),
+            Long("config") => arguments.config.push(parser.value()?.into()),
+            Long("device") if encrypt => arguments.device = Some(parser.value()?.into()),
             Long("recovery-key") if encrypt => arguments.recovery_key = true,
             Long("new") if encrypt => arguments.new = true,
             Long("partition-label") if get => {
@@ -136,7 +140,7 @@ fn parse() -> Result<Arguments, lexopt::Error> {
 /// read is only worth a line here; nothing is unlocked by it.
 fn print_pubhash(arguments: &Arguments) -> Result<(), BootError> {
     let configured = || {
-        oem::load_mounted()
+        oem::load_mounted(&arguments.config)
             .inspect_err(|error| log::warn!("{error}"))
             .ok()
             .and_then(|config| config.challenger.tpm_device)
@@ -145,14 +149,35 @@ fn print_pubhash(arguments: &Arguments) -> Result<(), BootError> {
     print(&unlock::pubhash(device.as_deref())?)
 }
 
-fn print_passphrase(partition: &Partition) -> Result<(), BootError> {
+fn print_passphrase(arguments: &Arguments) -> Result<(), BootError> {
+    let partition = &arguments.partition;
     if *partition == Partition::default() {
         return Err(BootError::Usage(
             "get needs --partition-label, --partition-name or --partition-uuid".into(),
         ));
     }
-    let passphrase = unlock::get(partition, &Steps::default())?;
+    let config = oem::load(&arguments.config)?;
+    let steps = Steps::default();
+    let passphrase = unlock::with_source(&config, &steps, |source, deadline| {
+        source.release(partition, deadline, &steps)
+    })?;
     write_out(&passphrase)
+}
+
+fn encrypt(arguments: &Arguments) -> Result<(), BootError> {
+    let options = install::Options {
+        labels: arguments.labels.clone(),
+        device: arguments.device.clone(),
+        recovery_key: arguments.recovery_key,
+        new: arguments.new,
+    };
+    let config = oem::load(&arguments.config)?;
+    install::run(&config, &options, &mut |label, key| {
+        log::info!(
+            "the recovery key of {label} is on stdout. Keep it off this machine: it is shown this once"
+        );
+        print(&format!("{label} {key}\n"))
+    })
 }
 
 fn print(text: &str) -> Result<(), BootError> {

@@ -2,7 +2,7 @@
 //! the file system labelled COS_OEM, mounted here for as long as it is read.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use latchkey_config::{Config, DIRS};
@@ -18,17 +18,17 @@ const MOUNT_POINT: &str = "/run/cos/oem";
 /// Kairos' own `rd.cos.oemtimeout` is 10 s.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Loads the configuration of this machine.
+/// Loads the configuration of this machine; of `directories` instead of [`DIRS`] where there are any.
 ///
 /// # Errors
 /// [`BootError::Config`]; a configuration that is nowhere to be found is [`BootError::Setting`]:
 /// without it nobody can say which mode is meant, and a guess could be a weaker one.
-pub fn load() -> Result<Config, BootError> {
-    if DIRS.iter().any(|directory| has_entries(Path::new(directory))) {
-        return load_mounted();
+pub fn load(directories: &[PathBuf]) -> Result<Config, BootError> {
+    if !directories.is_empty() || DIRS.iter().any(|directory| has_entries(Path::new(directory))) {
+        return load_mounted(directories);
     }
     let mounted = Mounted::wait()?;
-    let config = load_mounted();
+    let config = load_mounted(directories);
     drop(mounted);
     config
 }
@@ -37,8 +37,16 @@ pub fn load() -> Result<Config, BootError> {
 ///
 /// # Errors
 /// [`BootError::Config`].
-pub fn load_mounted() -> Result<Config, BootError> {
-    Ok(latchkey_config::load(&DIRS.map(Path::new))?)
+pub fn load_mounted(directories: &[PathBuf]) -> Result<Config, BootError> {
+    let given: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
+    if let Some(missing) = given.iter().find(|directory| !directory.is_dir()) {
+        return Err(BootError::Setting(format!(
+            "--config {}: no such directory",
+            missing.display()
+        )));
+    }
+    let standard = DIRS.map(Path::new);
+    Ok(latchkey_config::load(if given.is_empty() { &standard } else { &given })?)
 }
 
 fn has_entries(directory: &Path) -> bool {

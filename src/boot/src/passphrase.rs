@@ -33,6 +33,7 @@ pub fn mode(config: &Config) -> Mode {
 
 /// The passphrases of a machine, from its TPM or its key server.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // there is one, on the stack
 pub enum Source<'a> {
     Offline { tpm: &'a mut Tpm, settings: &'a Challenger },
     Online { attested: Attested<'a>, server: Endpoint, settings: &'a Challenger },

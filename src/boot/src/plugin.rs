@@ -2,6 +2,7 @@
 //! on stdin, the answer on stdout, and not a byte besides.
 
 use std::io::{Read, Write};
+use std::path::PathBuf;
 
 use latchkey_wire::plugin::{PartitionQuery, Request, Response};
 use zeroize::Zeroizing;
@@ -20,9 +21,9 @@ const SERVER_VARIABLE: &str = "WSS_SERVER";
 ///
 /// # Errors
 /// Only when the answer cannot be written.
-pub fn run() -> Result<(), BootError> {
+pub fn run(directories: &[PathBuf]) -> Result<(), BootError> {
     let mut response = Response::default();
-    match passphrase() {
+    match passphrase(directories) {
         Ok(passphrase) => match String::from_utf8(passphrase.to_vec()) {
             Ok(text) => response.data = Zeroizing::new(text),
             // JSON has no bytes; upstream would hand over another passphrase instead.
@@ -39,9 +40,9 @@ pub fn run() -> Result<(), BootError> {
         .map_err(BootError::io("write the answer to stdout"))
 }
 
-fn passphrase() -> Result<Passphrase, BootError> {
+fn passphrase(directories: &[PathBuf]) -> Result<Passphrase, BootError> {
     let query = read_query()?;
-    let mut config = oem::load()?;
+    let mut config = oem::load(directories)?;
     let server = query.server.clone().or_else(|| std::env::var(SERVER_VARIABLE).ok());
     if let Some(server) = server.filter(|server| !server.is_empty()) {
         config.challenger.server = Some(server);

@@ -16,6 +16,7 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -92,10 +93,10 @@ pub fn labels(config: &Config) -> Vec<String> {
 ///
 /// # Errors
 /// Why they stay closed.
-pub fn run() -> Result<(), BootError> {
+pub fn run(directories: Vec<PathBuf>) -> Result<(), BootError> {
     let steps = Steps::default();
     steps.mark("start");
-    let (mut unlocking, wake) = Unlocking::new(&steps)?;
+    let (mut unlocking, wake) = Unlocking::new(&steps, directories)?;
     let result = unlocking.run(wake);
     unlocking.leave_timeline(&result);
     result
@@ -116,14 +117,14 @@ struct Unlocking {
 }
 
 impl Unlocking {
-    fn new(steps: &Steps) -> Result<(Self, UnixStream), BootError> {
+    fn new(steps: &Steps, directories: Vec<PathBuf>) -> Result<(Self, UnixStream), BootError> {
         let (wake, wakened) =
             UnixStream::pair().map_err(BootError::io("make a pair of sockets"))?;
         wake.set_nonblocking(true).map_err(BootError::io("set up a socket"))?;
         let (sender, reports) = channel();
         let began = Instant::now();
         let deadline = Deadline::after(latchkey_config::DEFAULT_DEADLINE);
-        let reporter = Reporter { sender, wakened };
+        let reporter = Reporter { sender, wakened, directories };
         let automatic = steps.clone();
         std::thread::Builder::new()
             .name("automatic".into())
@@ -277,10 +278,10 @@ impl Unlocking {
                 Err(error) => log::error!("{error}"),
             }
         }
-        if !self.closed.is_empty() {
-            if let Err(error) = prompt.again() {
-                log::warn!("cannot ask again: {error}");
-            }
+        if !self.closed.is_empty()
+            && let Err(error) = prompt.again()
+        {
+            log::warn!("cannot ask again: {error}");
         }
     }
 
@@ -366,6 +367,7 @@ fn drain(wake: &mut UnixStream) {
 struct Reporter {
     sender: Sender<Report>,
     wakened: UnixStream,
+    directories: Vec<PathBuf>,
 }
 
 impl Reporter {
@@ -376,7 +378,7 @@ impl Reporter {
     }
 
     fn unlock(&mut self, began: Instant, steps: &Steps) -> Result<(), BootError> {
-        let config = steps.time("config", oem::load)?;
+        let config = steps.time("config", || oem::load(&self.directories))?;
         let plan = Plan::of(&config, began);
         let deadline = plan.deadline;
         self.report(Report::Plan(Box::new(plan)));
@@ -423,11 +425,11 @@ fn await_volume(label: &str, deadline: Deadline) -> Result<Volume, BootError> {
             [] => {}
             several => return Err(ambiguous(label, several)),
         }
-        if began.elapsed() >= PLAIN_PATIENCE {
-            if let Some(plain) = plain_labelled(&volumes, label) {
-                let label = label.to_owned();
-                return Err(BootError::NotEncrypted { label, device: plain.device });
-            }
+        if began.elapsed() >= PLAIN_PATIENCE
+            && let Some(plain) = plain_labelled(&volumes, label)
+        {
+            let label = label.to_owned();
+            return Err(BootError::NotEncrypted { label, device: plain.device });
         }
         let now = Instant::now();
         if now >= deadline.at {
@@ -453,15 +455,6 @@ fn ambiguous(label: &str, volumes: &[Volume]) -> BootError {
         count: volumes.len(),
         devices: names.join(", "),
     }
-}
-
-/// The passphrase for `label` by the way the configuration names: `get`, for an operator's shell.
-///
-/// # Errors
-/// As unlocking; creates nothing.
-pub fn get(partition: &Partition, steps: &Steps) -> Result<Passphrase, BootError> {
-    let config = oem::load()?;
-    with_source(&config, steps, |source, deadline| source.release(partition, deadline, steps))
 }
 
 /// Opens TPM and source by the configuration and hands them to `work`.

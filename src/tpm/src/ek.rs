@@ -56,10 +56,10 @@ impl Tpm {
     pub fn endorsement_key(&mut self) -> Result<EndorsementKey, TpmError> {
         let certified = self.certified_modulus();
         let found = self.persistent(handle::EK)?;
-        if let Some(loaded) = &found {
-            if let Some(modulus) = recognize(loaded, certified.as_deref()) {
-                return Ok(EndorsementKey::new(loaded.key, modulus));
-            }
+        if let Some(loaded) = &found
+            && let Some(modulus) = recognize(loaded, certified.as_deref())
+        {
+            return Ok(EndorsementKey::new(loaded.key, modulus));
         }
         let created = self.create_endorsement_key()?;
         let modulus = modulus_of(&created.public)?;

@@ -10,10 +10,12 @@ use crate::TpmError;
 
 const RSA_2048_UNIQUE_ZERO: [u8; 258] = {
     let mut unique = [0; 258];
-    unique[0] = 0x01;
+    unique[0] = 0x01; // 256 bytes
     unique
 };
 
+// Evaluated by the compiler, where an index out of bounds is an error and not a panic.
+#[allow(clippy::indexing_slicing)]
 const fn with_zero_unique<const HEAD: usize, const ALL: usize>(head: [u8; HEAD]) -> [u8; ALL] {
     let mut all = [0; ALL];
     let mut i = 0;

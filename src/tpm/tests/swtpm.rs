@@ -1,5 +1,8 @@
 //! What the TPM floor promises, asked of a real software TPM over a unix socket.
 
+// A test's helpers may panic as the tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use latchkey_soft_tpm::SoftTpm;
