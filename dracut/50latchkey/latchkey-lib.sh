@@ -55,3 +55,16 @@ latchkey_explain() {
         *) echo "the unlock program ended with $1. Its lines in the log say more." ;;
     esac
 }
+
+# Does what rd.emergency= says, or stops, and never returns. Without systemd dracut's own `reboot` only asks process 1, which
+# is dracut's script and does not listen, and the boot would go on.
+latchkey_give_up() {
+    # Time to read what was said.
+    sleep 5
+    case $(getarg rd.emergency) in
+        reboot) echo b > /proc/sysrq-trigger ;;
+        poweroff) echo o > /proc/sysrq-trigger ;;
+    esac
+    warn "latchkey: stopped here"
+    while :; do sleep 3600; done
+}

@@ -4,8 +4,14 @@
 . /lib/latchkey-lib.sh
 
 while read -r latchkey_code < "$latchkey_status" && [ "$latchkey_code" != 0 ]; do
-    emergency_shell -n latchkey "latchkey: the encrypted volumes stay closed: $(latchkey_explain "$latchkey_code")"
-    getargbool 1 rd.shell || latchkey_no_way_on
+    latchkey_message="latchkey: the encrypted volumes stay closed: $(latchkey_explain "$latchkey_code")"
+    if getargbool 1 rd.shell || getarg rd.break > /dev/null; then
+        emergency_shell -n latchkey "$latchkey_message"
+        getarg rd.emergency > /dev/null && latchkey_give_up
+    else
+        warn "$latchkey_message"
+        latchkey_give_up
+    fi
     latchkey_start
     while [ ! -e "$latchkey_status" ]; do sleep 0.2; done
 done
