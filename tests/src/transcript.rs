@@ -13,12 +13,15 @@ use regex_lite::Regex;
 
 use crate::error::{Error, Result};
 
-/// One line, without its line end.
+/// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// Milliseconds on the host's clock since the program was started, when the line began.
+    /// Milliseconds on the host's clock since the program was started, when what stands there began.
     pub at_ms: u64,
+    /// As it stands on a terminal: what was overwritten after a carriage return, and colours, left out.
     pub text: String,
+    /// Every character as it came, without the line end.
+    raw: String,
 }
 
 #[derive(Debug, Default)]
@@ -75,11 +78,13 @@ impl Transcript {
     }
 
     fn put(&self, bytes: &[u8], at_ms: u64, open: bool) -> Line {
-        let text = String::from_utf8_lossy(bytes).trim_end_matches(['\r', '\n']).to_owned();
+        let raw = String::from_utf8_lossy(bytes).trim_end_matches(['\r', '\n']).to_owned();
+        let text = as_shown(&raw);
         let mut state = self.lock();
         let unfinished = if state.open { state.lines.pop() } else { None };
-        let began = unfinished.filter(|l| !l.text.trim().is_empty()).map_or(at_ms, |l| l.at_ms);
-        let line = Line { at_ms: began, text };
+        // A prompt that a log line took the place of does not date the log line.
+        let goes_on = unfinished.filter(|l| !l.text.trim().is_empty() && text.starts_with(&l.text));
+        let line = Line { at_ms: goes_on.map_or(at_ms, |l| l.at_ms), text, raw };
         state.lines.push(line.clone());
         state.open = open;
         drop(state);
@@ -138,9 +143,10 @@ impl Transcript {
         Ok(self.lock().lines.iter().filter(|l| regex.is_match(&l.text)).cloned().collect())
     }
 
-    /// Whether `text` stands anywhere in what was said, line ends left out, so that a wrapped secret is found too.
+    /// Whether `text` stands anywhere in what was said, overwritten or not, line ends left out, so that a wrapped secret is
+    /// found too.
     pub fn contains(&self, text: &str) -> bool {
-        let joined: String = self.lock().lines.iter().map(|l| l.text.as_str()).collect();
+        let joined: String = self.lock().lines.iter().map(|l| l.raw.as_str()).collect();
         joined.contains(text)
     }
 
@@ -157,6 +163,24 @@ impl Transcript {
     }
 }
 
+/// A line as a terminal shows it: what follows the last carriage return, without control sequences (ECMA-48 CSI).
+fn as_shown(raw: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = raw.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\r' => shown.clear(),
+            '\u{1b}' if rest.as_str().starts_with('[') => {
+                rest.next();
+                let _ = rest.by_ref().find(|c| ('@'..='~').contains(c));
+            }
+            c if c.is_control() && c != '\t' => {}
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 fn compile(pattern: &str) -> Result<Regex> {
     Regex::new(pattern)
         .map_err(|e| Error::Setup(format!("the pattern /{pattern}/ is no regular expression: {e}")))
@@ -167,4 +191,23 @@ fn tail(lines: &[Line]) -> String {
         let _ = writeln!(all, "  {:>7} {}", l.at_ms, l.text);
         all
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_shown;
+
+    #[test]
+    fn a_line_is_what_a_terminal_shows_of_it() {
+        for (raw, shown) in [
+            ("plain", "plain"),
+            ("Prompt: \r\u{1b}[Klatchkey: news", "latchkey: news"),
+            ("\u{1b}[0;1;31mred\u{1b}[0m", "red"),
+            ("\u{1b}[H\u{1b}[J\u{1b}[1;1HGRUB", "GRUB"),
+            ("\u{1b}", ""),
+            ("\u{1b}[", ""),
+        ] {
+            assert_eq!(as_shown(raw), shown, "{raw:?}");
+        }
+    }
 }
