@@ -16,12 +16,10 @@ check() {
 }
 
 # Not `crypt`: the volumes are opened by the program, and cryptroot-ask would ask for them a second time. Not `tpm2-tss`:
-# it wants tpm2-tools, which nothing here runs. `network` brings in a back end but no network: that is for rd.neednet=1 on
+# it wants tpm2-tools, which nothing here runs. Not `dm`: it brings every RAID and cache driver there is, 1 MiB of them, and
+# the little else that it does is done below. `network` brings in a back end but no network: that is for rd.neednet=1 on
 # the kernel's command line to ask for.
 depends() {
-    # Only the list may go to stdout here; without this line dracut says no more than "dm can't be installed".
-    find_binary dmsetup &> /dev/null || derror "latchkey: dmsetup is missing: $(_latchkey_package dmsetup)"
-    echo dm
     [[ $latchkey_network == no ]] || echo network
     return 0
 }
@@ -99,11 +97,12 @@ _latchkey_install_program() {
 _latchkey_install_device_mapper() {
     inst_multiple -o dmsetup
     inst_rules 10-dm.rules 13-dm-disk.rules 95-dm-notify.rules 55-dm.rules 60-persistent-storage-dm.rules
-    [[ -e $initdir/sbin/dmsetup || -e $initdir/usr/sbin/dmsetup ]] \
+    inst_rules "$moddir/11-latchkey-dm.rules"
+    _latchkey_has /bin/dmsetup /sbin/dmsetup /usr/bin/dmsetup /usr/sbin/dmsetup \
         || _latchkey_missing dmsetup "$(_latchkey_package dmsetup)"
-    _latchkey_has_rule 10-dm.rules 55-dm.rules \
+    _latchkey_has {/usr,}/lib/udev/rules.d/{10-dm,55-dm}.rules \
         || _latchkey_missing "udev rule 10-dm.rules (Debian: 55-dm.rules)" "$(_latchkey_package dmsetup)"
-    _latchkey_has_rule 95-dm-notify.rules \
+    _latchkey_has {/usr,}/lib/udev/rules.d/95-dm-notify.rules \
         || _latchkey_missing "udev rule 95-dm-notify.rules" "$(_latchkey_package dmsetup)"
 }
 
@@ -125,7 +124,7 @@ _latchkey_install_network_data() {
 }
 
 _latchkey_install_units() {
-    local _unit
+    local _file
     inst_simple "$moddir/latchkey-unlock.service" "$systemdsystemunitdir/latchkey-unlock.service"
     # Required, not wanted: initrd.target fails with it, and its OnFailure= is dracut's emergency handling.
     $SYSTEMCTL -q --root "$initdir" add-requires initrd.target latchkey-unlock.service
@@ -134,10 +133,10 @@ _latchkey_install_units() {
     inst_multiple -o systemd-tty-ask-password-agent \
         "$systemdsystemunitdir/systemd-ask-password-console.path" \
         "$systemdsystemunitdir/systemd-ask-password-console.service"
-    for _unit in "$systemdsystemunitdir"/systemd-ask-password-console.{path,service}; do
-        [[ -e $initdir$_unit ]] || _latchkey_missing "$_unit" "it comes with systemd's package"
+    for _file in "$systemdsystemunitdir"/systemd-ask-password-console.{path,service}; do
+        _latchkey_has "$_file" || _latchkey_missing "$_file" "it comes with systemd's package"
     done
-    [[ -e $initdir/bin/systemd-tty-ask-password-agent || -e $initdir/usr/bin/systemd-tty-ask-password-agent ]] \
+    _latchkey_has {/usr,}/bin/systemd-tty-ask-password-agent \
         || _latchkey_missing systemd-tty-ask-password-agent "it comes with systemd's package"
 
     inst_simple "$moddir/latchkey-lib.sh" /lib/latchkey-lib.sh
@@ -193,10 +192,11 @@ _latchkey_in_image() {
     return 1
 }
 
-_latchkey_has_rule() {
-    local _rule
-    for _rule in "$@"; do
-        [[ -e $initdir/lib/udev/rules.d/$_rule || -e $initdir/usr/lib/udev/rules.d/$_rule || -e $initdir/etc/udev/rules.d/$_rule ]] && return 0
+# Whether one of the paths is in the image.
+_latchkey_has() {
+    local _file
+    for _file in "$@"; do
+        [[ -e $initdir$_file ]] && return 0
     done
     return 1
 }
