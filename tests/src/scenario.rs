@@ -7,6 +7,7 @@ use latchkey_wire::timeline::{Outcome, Timeline};
 use crate::{
     disk::{Disk, Persistent, data_sha256},
     error::{Error, Result},
+    kms::{Kms, Volume, secret_yaml},
     place::Image,
     report::Report,
     tpm::Tpm,
@@ -35,6 +36,11 @@ impl CloudConfig {
 
     pub fn online(server: &str) -> Self {
         Self { server: Some(server.to_owned()), ..Self::default() }
+    }
+
+    /// A machine that asks the key server at `kms`.
+    pub fn of(kms: &Kms) -> Self {
+        Self::online(&kms.url())
     }
 
     #[must_use]
@@ -140,6 +146,30 @@ fn grub_cfg(command_line: &str) -> String {
         "serial --unit=0\nterminal_output serial\necho GRUB starts the machine\n\
          linux /boot/vmlinuz {command_line} rd.neednet=1\ninitrd /boot/initrd\nboot\n"
     )
+}
+
+/// A key server, not started yet, with an operator's passphrase for a machine; and that machine, its volume encrypted with
+/// the same passphrase.
+pub fn with_static_secret(
+    name: &str,
+    config: impl FnOnce(&Kms) -> CloudConfig,
+    passphrase: &str,
+) -> Result<(Kms, Machine)> {
+    let kms = Kms::new(name)?;
+    let machine = Machine::new(name, &config(&kms), Persistent::Luks(passphrase))?;
+    kms.put_volume(&static_volume(&machine))?;
+    kms.put("secret.yaml", &secret_yaml("disk-secret", "pass", passphrase))?;
+    Ok((kms, machine))
+}
+
+/// The volume that [`with_static_secret`] puts: not quarantined.
+pub fn static_volume(machine: &Machine) -> Volume<'_> {
+    Volume {
+        name: "machine-s",
+        tpm_hash: machine.tpm.pubhash(),
+        secret: Some(("disk-secret", "pass")),
+        quarantined: false,
+    }
 }
 
 /// Whether a boot leaves a member of the mesh.

@@ -44,6 +44,7 @@ pub struct Vm<'a> {
     boot: Boot,
     disk: Option<&'a Disk>,
     tpm: Option<&'a Tpm>,
+    tpm_device: &'static str,
     network: bool,
     append: String,
     secrets: Vec<String>,
@@ -59,6 +60,7 @@ impl<'a> Vm<'a> {
             boot: Boot::Kernel { initramfs: Image::get()?.initramfs.clone() },
             disk: None,
             tpm: None,
+            tpm_device: "tpm-tis",
             network: true,
             append: String::new(),
             secrets: Vec::new(),
@@ -82,6 +84,19 @@ impl<'a> Vm<'a> {
     #[must_use]
     pub fn tpm(mut self, tpm: &'a Tpm) -> Self {
         self.tpm = Some(tpm);
+        self
+    }
+
+    #[must_use]
+    pub fn without_tpm(mut self) -> Self {
+        self.tpm = None;
+        self
+    }
+
+    /// The TPM behind a command-response buffer, as in newer machines, and not behind TIS registers.
+    #[must_use]
+    pub fn crb(mut self) -> Self {
+        self.tpm_device = "tpm-crb";
         self
     }
 
@@ -167,7 +182,8 @@ impl<'a> Vm<'a> {
         }
         if let Some(socket) = tpm {
             c.arg("-chardev").arg(format!("socket,id=tpm,path={}", socket.display()));
-            c.args(["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0"]);
+            c.args(["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device"])
+                .arg(format!("{},tpmdev=tpm0", self.tpm_device));
         }
         if let Some(disk) = self.disk {
             let file = disk.path().display();

@@ -4,8 +4,8 @@
 use latchkey_tests::{
     disk::Persistent,
     error::Result,
-    kms::{Kms, Volume, secret_yaml},
-    scenario::{CloudConfig, Machine, Mesh, Unlocked},
+    kms::{Kms, Volume},
+    scenario::{CloudConfig, Machine, Mesh, Unlocked, static_volume, with_static_secret},
 };
 use latchkey_wire::timeline::{Mode, Outcome};
 
@@ -62,26 +62,10 @@ fn online_automatic() -> Result<()> {
     Ok(())
 }
 
-/// A key server with an operator's passphrase for this machine, and the machine, already encrypted with it.
-fn with_static_secret(name: &str, quarantined: bool, deadline: &str) -> Result<(Kms, Machine)> {
-    let kms = Kms::new(name)?;
-    let config = CloudConfig::online(&kms.url()).deadline(deadline);
-    let machine = Machine::new(name, &config, Persistent::Luks(PASSPHRASE))?;
-    let secret = Some(("disk-secret", "pass"));
-    kms.put_volume(&Volume {
-        name: "machine-s",
-        tpm_hash: machine.tpm.pubhash(),
-        secret,
-        quarantined,
-    })?;
-    kms.put("secret.yaml", &secret_yaml("disk-secret", "pass", PASSPHRASE))?;
-    Ok((kms, machine))
-}
-
 /// Online, static: the operator's own passphrase, from a Secret.
 #[test]
 fn online_static() -> Result<()> {
-    let (mut kms, machine) = with_static_secret("static", false, "120s")?;
+    let (mut kms, machine) = with_static_secret("static", CloudConfig::of, PASSPHRASE)?;
     kms.start()?;
     let boot = Unlocked::follow(
         &mut machine.vm("boot")?.secret(PASSPHRASE).start()?,
@@ -96,7 +80,8 @@ fn online_static() -> Result<()> {
 /// Quarantined: refused as soon as the server has said so, and a person with the passphrase gets in.
 #[test]
 fn quarantined() -> Result<()> {
-    let (mut kms, machine) = with_static_secret("quarantined", true, "120s")?;
+    let (mut kms, machine) = with_static_secret("quarantined", CloudConfig::of, PASSPHRASE)?;
+    kms.put_volume(&Volume { quarantined: true, ..static_volume(&machine) })?;
     kms.start()?;
     let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
     kms.wait_for(&format!("(?i)quarantined.*{}|{0}.*quarantined", machine.tpm.pubhash()))?;
@@ -113,7 +98,7 @@ fn quarantined() -> Result<()> {
 /// No key server: the prompt is there at once, long before the deadline, and works.
 #[test]
 fn server_absent_passphrase_typed() -> Result<()> {
-    let (_kms, machine) = with_static_secret("absent", false, "120s")?;
+    let (_kms, machine) = with_static_secret("absent", CloudConfig::of, PASSPHRASE)?;
     let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
     vm.wait_for(PROMPT)?;
     vm.type_line("not the passphrase")?;
@@ -127,7 +112,8 @@ fn server_absent_passphrase_typed() -> Result<()> {
 /// No key server and nobody at the console: it ends when the deadline says so, with the code that says why.
 #[test]
 fn server_absent_deadline() -> Result<()> {
-    let (_kms, machine) = with_static_secret("deadline", false, "15s")?;
+    let (_kms, machine) =
+        with_static_secret("deadline", |kms| CloudConfig::of(kms).deadline("15s"), PASSPHRASE)?;
     let mut vm = machine.vm("boot")?.start()?;
     let began = vm.wait_for("initramfs: starting unlock")?;
     assert_eq!(vm.unlock_code()?, 21);
@@ -140,7 +126,7 @@ fn server_absent_deadline() -> Result<()> {
 /// A key server that comes up while the machine waits.
 #[test]
 fn server_late() -> Result<()> {
-    let (mut kms, machine) = with_static_secret("late", false, "120s")?;
+    let (mut kms, machine) = with_static_secret("late", CloudConfig::of, PASSPHRASE)?;
     let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
     vm.wait_for("latchkey: .*(refused|unreachable|cannot connect|connect)")?;
     kms.start()?;
@@ -151,7 +137,8 @@ fn server_late() -> Result<()> {
 /// The disk in another machine: the server knows the machine by its TPM, and does not know this one.
 #[test]
 fn other_tpm() -> Result<()> {
-    let (mut kms, machine) = with_static_secret("stolen", false, "20s")?;
+    let (mut kms, machine) =
+        with_static_secret("stolen", |kms| CloudConfig::of(kms).deadline("20s"), PASSPHRASE)?;
     kms.start()?;
     let thief = latchkey_tests::tpm::Tpm::fresh("thief")?;
     assert_ne!(thief.pubhash(), machine.tpm.pubhash());
@@ -164,7 +151,7 @@ fn other_tpm() -> Result<()> {
 /// From disk, through firmware and GRUB.
 #[test]
 fn from_disk_through_grub() -> Result<()> {
-    let (mut kms, machine) = with_static_secret("grub", false, "120s")?;
+    let (mut kms, machine) = with_static_secret("grub", CloudConfig::of, PASSPHRASE)?;
     kms.start()?;
     let boot = machine.install_grub(None)?;
     let mut vm = machine.vm("boot")?.boot(boot).secret(PASSPHRASE).start()?;
