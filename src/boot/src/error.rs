@@ -103,16 +103,10 @@ impl BootError {
             Self::Deadline { last, .. } => match **last {
                 Self::VolumeMissing { .. } => 40,
                 Self::Tpm(ref error) => tpm_exit_code(error),
-                Self::Exchange(ref error) if error.is_before_the_server() => 20,
+                Self::Exchange(ref error) => exchange_exit_code(error),
                 _ => 21,
             },
-            Self::Exchange(error) => match error {
-                ExchangeError::Tpm(error) => tpm_exit_code(error),
-                ExchangeError::Protocol { .. } => 22,
-                ExchangeError::Url { .. } | ExchangeError::Certificate { .. } => 10,
-                error if error.is_before_the_server() => 20,
-                _ => 21,
-            },
+            Self::Exchange(error) => exchange_exit_code(error),
             Self::Refused(Refusal::NoSecret(_) | Refusal::EmptySecret) => 31,
             Self::Refused(Refusal::Malformed) => 22,
             Self::Refused(_) => 30,
@@ -134,6 +128,16 @@ impl BootError {
             Self::Refused(refusal) => matches!(refusal, Refusal::Other(_)),
             _ => false,
         }
+    }
+}
+
+fn exchange_exit_code(error: &ExchangeError) -> u8 {
+    match error {
+        ExchangeError::Tpm(error) => tpm_exit_code(error),
+        ExchangeError::Protocol { .. } => 22,
+        ExchangeError::Url { .. } | ExchangeError::Certificate { .. } => 10,
+        error if error.is_before_the_server() => 20,
+        _ => 21,
     }
 }
 

@@ -106,6 +106,9 @@ impl ExchangeError {
             | tungstenite::Error::Protocol(
                 tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
             ) => Self::Closed { server },
+            tungstenite::Error::Protocol(
+                tungstenite::error::ProtocolError::HandshakeIncomplete,
+            ) => Self::Network { stage, server, error: io::ErrorKind::UnexpectedEof.into() },
             tungstenite::Error::Http(response) => {
                 Self::Status { server, status: response.status().as_u16() }
             }

@@ -1,0 +1,181 @@
+//! A machine for tests: a software TPM, a configuration, the program; and a key server that does what
+//! a test tells it, on real sockets.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use latchkey_soft_tpm::SoftTpm;
+use latchkey_wire::v1::{Challenge, ChallengeResponse, Token};
+use tungstenite::handshake::server::{Request, Response};
+use tungstenite::{Message, WebSocket};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A temporary directory that goes with its owner.
+#[derive(Debug)]
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("lk-boot-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What the program did.
+#[derive(Debug)]
+pub struct Run {
+    pub code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Run {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
+
+/// A machine with a TPM and a cloud-config.
+#[derive(Debug)]
+pub struct Machine {
+    pub tpm: SoftTpm,
+    pub config: Directory,
+}
+
+impl Machine {
+    pub fn new(tpm: SoftTpm) -> Self {
+        let machine = Self { tpm, config: Directory::new() };
+        machine.configure("");
+        machine
+    }
+
+    /// Writes the configuration: the TPM, and `challenger`, lines below `kcrypt.challenger`.
+    pub fn configure(&self, challenger: &str) {
+        let device = self.tpm.device();
+        let lines: String =
+            challenger.lines().map(|line| format!("    {}\n", line.trim_end())).collect();
+        self.write(&format!(
+            "kcrypt:\n  challenger:\n    tpm_device: {device}\n{lines}latchkey:\n  deadline: 10s\n"
+        ));
+    }
+
+    pub fn write(&self, yaml: &str) {
+        std::fs::write(self.config.0.join("90_latchkey.yaml"), format!("#cloud-config\n{yaml}"))
+            .unwrap();
+    }
+
+    pub fn serve(&self, server: SocketAddr) {
+        self.configure(&format!("challenger_server: http://{server}"));
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Run {
+        self.run_with(arguments, b"", &[])
+    }
+
+    pub fn run_with(&self, arguments: &[&str], stdin: &[u8], environment: &[(&str, &str)]) -> Run {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kcrypt-discovery-challenger"))
+            .arg("--config")
+            .arg(&self.config.0)
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = child.stdin.take().unwrap().write_all(stdin);
+        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        Run {
+            code: status.code().unwrap_or(-1),
+            stdout,
+            stderr: String::from_utf8(stderr).unwrap(),
+        }
+    }
+
+    pub fn get(&self) -> Run {
+        self.run(&["get", "--partition-label", "COS_PERSISTENT"])
+    }
+}
+
+/// Serves each connection with the next of `acts`, the last one for ever.
+pub fn serve(acts: Vec<Box<dyn Fn(TcpStream) + Send>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().flatten().enumerate() {
+            let act = acts.get(number).or(acts.last()).unwrap();
+            act(stream);
+        }
+    });
+    address
+}
+
+/// A WebSocket and what its upgrade request said.
+pub struct Client {
+    pub socket: WebSocket<TcpStream>,
+    pub path: String,
+    pub token: Token,
+    pub label: String,
+}
+
+/// Upgrades as Go's server does.
+#[allow(clippy::result_large_err)]
+pub fn upgrade(stream: TcpStream) -> Client {
+    let (mut path, mut authorization, mut label) = Default::default();
+    let socket = tungstenite::accept_hdr(stream, |request: &Request, response: Response| {
+        let header =
+            |name| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        path = request.uri().path().to_owned();
+        authorization = header("authorization").unwrap_or_default();
+        label = header("label").unwrap_or_default();
+        Ok(response)
+    })
+    .unwrap();
+    let token = Token::parse_authorization(String::as_bytes(&authorization)).unwrap();
+    Client { socket, path, token, label }
+}
+
+/// A challenge that the client's TPM can answer, and the secret in it.
+pub fn challenge(token: &Token) -> (Challenge, [u8; 32]) {
+    let ek = latchkey_wire::ek::RsaPublicKey::from_pem(&token.ek_pem).unwrap();
+    let ak = latchkey_wire::attest::check_ak(&token.ak).unwrap();
+    let (mut secret, mut seed) = ([0; 32], [0; 16]);
+    getrandom::fill(&mut secret).unwrap();
+    getrandom::fill(&mut seed).unwrap();
+    let challenge =
+        latchkey_wire::credential::make_credential(&ek, &ak.name, &secret, &seed).unwrap();
+    (challenge, secret)
+}
+
+/// Upgrades and authenticates, asserting that the client recovers the secret.
+pub fn authenticate(stream: TcpStream) -> Client {
+    let mut client = upgrade(stream);
+    let (challenge, secret) = challenge(&client.token);
+    client.socket.send(Message::binary(challenge.to_json().into_bytes())).unwrap();
+    let answer = client.socket.read().unwrap().into_data();
+    assert_eq!(*ChallengeResponse::from_json(&answer).unwrap().secret, secret);
+    client
+}
+
+/// An act that authenticates and then sends `payload` in a binary frame.
+pub fn answering(payload: &'static str) -> Box<dyn Fn(TcpStream) + Send> {
+    Box::new(move |stream| {
+        let mut client = authenticate(stream);
+        client.socket.send(Message::binary(payload.as_bytes().to_vec())).unwrap();
+    })
+}
