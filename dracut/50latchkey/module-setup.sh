@@ -72,6 +72,7 @@ install() {
 }
 
 _latchkey_install_program() {
+    local _file
     # Left to itself dracut fetches libraries after the last module, too late to be checked here.
     local DRACUT_RESOLVE_DEPS=1
     if [[ -x $dracutsysrootdir$1 ]]; then
@@ -90,6 +91,10 @@ _latchkey_install_program() {
         || _latchkey_missing libtss2-tcti-device.so.0 "$(_latchkey_package libtss2-tcti-device.so.0)"
     _latchkey_in_image libgcc_s.so.1 > /dev/null \
         || _latchkey_missing libgcc_s.so.1 "$(_latchkey_package libgcc_s.so.1)"
+    # dracut follows the dependencies of what is executable, which a Debian library is not.
+    [[ $_latchkey_tcti ]] && while read -r _file; do
+        inst "$_file"
+    done < <("${DRACUT_LDD:-ldd}" "$dracutsysrootdir$_latchkey_tcti" 2> /dev/null | grep -o '/[^ )]*')
 }
 
 # Without these rules libdevmapper waits for ever for udev to say that it has seen the new device, and without dmsetup the
