@@ -1,0 +1,388 @@
+//! The LUKS2 volume, through libcryptsetup 2.6 (it is not thread-safe: call from one thread).
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use libcryptsetup_rs::consts::flags::{
+    CryptActivate, CryptDeactivate, CryptPbkdf, CryptReencrypt, CryptVolumeKey,
+};
+use libcryptsetup_rs::consts::vals::{
+    CryptKdf, CryptReencryptDirectionInfo, CryptReencryptModeInfo, EncryptionFormat,
+    KeyslotPriority, KeyslotsSize, MetadataSize,
+};
+use libcryptsetup_rs::{
+    CryptDevice, CryptInit, CryptParamsLuks2, CryptParamsLuks2Ref, CryptParamsReencrypt,
+    CryptPbkdfType, Either, LibcryptErr, TokenInput, c_progress_callback,
+};
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::header::Metadata;
+use super::layout::Layout;
+use super::{EncryptError, Progress};
+
+/// The keyslot of the machine's passphrase: Kairos opens no other.
+pub(super) const MACHINE_SLOT: u32 = 0;
+pub(super) const RECOVERY_SLOT: u32 = 1;
+
+const CIPHER: (&str, &str) = ("aes", "xts-plain64");
+/// Two AES-256 keys.
+const KEY_BYTES: usize = 64;
+/// Encryption sector: the size that every block size of a file system is a multiple of.
+const SECTOR: u32 = 512;
+/// 1000 is the least that LUKS2 takes. The machine's passphrase is random: stretching adds nothing but time at each boot.
+/// Set before formatting, since the digest of the volume key gets its cost then and keeps it for ever (anchors/unlock.md §0.1).
+const MACHINE_ITERATIONS: u32 = 1000;
+const RECOVERY_ITERATIONS: u32 = 4;
+/// libcryptsetup's own upper bound.
+const RECOVERY_MEMORY_KIB: u64 = 1024 * 1024;
+const METADATA_BYTES: u64 = 0x4000;
+
+/// A LUKS2 volume on a partition.
+pub(super) struct Volume {
+    path: PathBuf,
+    device: CryptDevice,
+}
+
+impl Volume {
+    /// Reads the header; libcryptsetup repairs one of the two copies by the other.
+    pub(super) fn load(path: &Path) -> Result<Self, EncryptError> {
+        let mut device = CryptInit::init(path).map_err(fault(path, "open it for libcryptsetup"))?;
+        device
+            .context_handle()
+            .load::<CryptParamsLuks2Ref<'_>>(Some(EncryptionFormat::Luks2), None)
+            .map_err(|e| EncryptError::Header { path: path.to_owned(), why: e.to_string() })?;
+        Ok(Self { path: path.to_owned(), device })
+    }
+
+    pub(super) fn metadata(&mut self) -> Result<Metadata, EncryptError> {
+        let json = self.device.status_handle().dump_json();
+        json.map(Metadata).map_err(fault(&self.path, "read its LUKS2 metadata"))
+    }
+
+    pub(super) fn uuid(&mut self) -> Result<String, EncryptError> {
+        let uuid = self.device.status_handle().get_uuid();
+        uuid.map(|uuid| uuid.to_string()).map_err(fault(&self.path, "read its UUID"))
+    }
+
+    /// The volume key, by the machine's passphrase.
+    pub(super) fn key(&mut self, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>, EncryptError> {
+        let size = usize::try_from(self.device.status_handle().get_volume_key_size());
+        let mut key = Zeroizing::new(vec![0; size.unwrap_or(KEY_BYTES)]);
+        let got =
+            self.device.volume_key_handle().get(Some(MACHINE_SLOT), &mut key, Some(passphrase));
+        match got {
+            Ok(_) => Ok(key),
+            Err(LibcryptErr::IOError(e))
+                if matches!(
+                    e.raw_os_error().map(Errno::from_raw),
+                    Some(Errno::EPERM | Errno::ENOENT)
+                ) =>
+            {
+                Err(EncryptError::WrongPassphrase { path: self.path.clone() })
+            }
+            Err(e) => Err(fault(&self.path, "open keyslot 0")(e)),
+        }
+    }
+
+    pub(super) fn set_token(&mut self, number: u32, token: &Value) -> Result<(), EncryptError> {
+        let set = self.device.token_handle().json_set(TokenInput::ReplaceToken(number, token));
+        set.map(drop).map_err(fault(&self.path, "write the latchkey token"))
+    }
+
+    /// Puts `recovery` in its keyslot, in the place of an earlier one.
+    pub(super) fn set_recovery(
+        &mut self,
+        replace: bool,
+        key: &[u8],
+        recovery: &[u8],
+    ) -> Result<(), EncryptError> {
+        let path = self.path.clone();
+        if replace {
+            let destroy = self.device.keyslot_handle().destroy(RECOVERY_SLOT);
+            destroy.map_err(fault(&path, "take the earlier recovery key away"))?;
+        }
+        self.device
+            .settings_handle()
+            .set_pbkdf_type(&recovery_kdf())
+            .map_err(fault(&path, "set the cost of the recovery key"))?;
+        let mut slots = self.device.keyslot_handle();
+        slots
+            .add_by_key(
+                Some(RECOVERY_SLOT),
+                Some(Either::Left(key)),
+                recovery,
+                CryptVolumeKey::empty(),
+            )
+            .map_err(fault(&path, "add the recovery key"))?;
+        // Tried only when it is named: otherwise each wrong passphrase costs seconds and up to 1 GiB.
+        slots
+            .set_priority(RECOVERY_SLOT, KeyslotPriority::Ignore)
+            .map_err(fault(&path, "set the recovery key's priority"))
+    }
+
+    /// Completes the zone that was being encrypted when the power went.
+    pub(super) fn recover(
+        &mut self,
+        layout: &Layout,
+        passphrase: &[u8],
+    ) -> Result<(), EncryptError> {
+        self.reencrypt_init(
+            layout,
+            passphrase,
+            CryptReencrypt::RECOVERY,
+            "recover the interrupted zone",
+        )
+    }
+
+    /// Encrypts what is not encrypted yet.
+    pub(super) fn encrypt(
+        &mut self,
+        layout: &Layout,
+        passphrase: &[u8],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), EncryptError> {
+        self.reencrypt_init(layout, passphrase, CryptReencrypt::RESUME_ONLY, "go on encrypting")?;
+        let mut watch = Watch { progress };
+        self.device
+            .reencrypt_handle()
+            .reencrypt2(Some(on_progress), Some(&mut watch))
+            .map_err(fault(&self.path, "encrypt it"))
+    }
+
+    fn reencrypt_init(
+        &mut self,
+        layout: &Layout,
+        passphrase: &[u8],
+        flags: CryptReencrypt,
+        what: &'static str,
+    ) -> Result<(), EncryptError> {
+        let cipher = flags.contains(CryptReencrypt::INITIALIZE_ONLY).then_some(CIPHER);
+        let parameters = reencryption(layout, flags);
+        self.device
+            .reencrypt_handle()
+            .reencrypt_init_by_passphrase(
+                None,
+                passphrase,
+                None,
+                Some(MACHINE_SLOT),
+                cipher,
+                parameters,
+            )
+            .map(drop)
+            .map_err(fault(&self.path, what))
+    }
+
+    /// Makes the mapping `/dev/mapper/NAME`.
+    pub(super) fn open(&mut self, name: &str, passphrase: &[u8]) -> Result<(), EncryptError> {
+        self.device
+            .activate_handle()
+            .activate_by_passphrase(
+                Some(name),
+                Some(MACHINE_SLOT),
+                passphrase,
+                CryptActivate::empty(),
+            )
+            .map(drop)
+            .map_err(fault(&self.path, "open the new volume (is dm-crypt there?)"))
+    }
+
+    pub(super) fn close(&mut self, name: &str) -> Result<(), EncryptError> {
+        let close = self.device.activate_handle().deactivate(name, CryptDeactivate::empty());
+        close.map_err(fault(&self.path, "close the new volume"))
+    }
+}
+
+/// What a header is made of.
+pub(super) struct Plan<'a> {
+    pub(super) label: &'a str,
+    pub(super) passphrase: &'a [u8],
+    pub(super) token: Value,
+    /// Of the header, which is as large as the data's offset.
+    pub(super) bytes: u64,
+}
+
+/// A complete LUKS2 header for `path`, made in memory. Nothing is written to the partition.
+pub(super) fn header(path: &Path, plan: &Plan<'_>) -> Result<Vec<u8>, EncryptError> {
+    let memory = Memory::new(plan.bytes)?;
+    format(path, &memory, plan)?;
+    memory.read(plan.bytes)
+}
+
+/// As [`header`], for encrypting in place: the header says that nothing is encrypted yet, and libcryptsetup has copied the
+/// first `layout.shift` bytes to `layout.moved`. These are not synced.
+pub(super) fn header_and_move(
+    path: &Path,
+    plan: &Plan<'_>,
+    layout: &Layout,
+) -> Result<Vec<u8>, EncryptError> {
+    let memory = Memory::new(plan.bytes)?;
+    let device = format(path, &memory, plan)?;
+    let mut volume = Volume { path: path.to_owned(), device };
+    volume.reencrypt_init(
+        layout,
+        plan.passphrase,
+        CryptReencrypt::INITIALIZE_ONLY | CryptReencrypt::MOVE_FIRST_SEGMENT,
+        "begin encrypting",
+    )?;
+    drop(volume);
+    memory.read(plan.bytes)
+}
+
+fn format(path: &Path, memory: &Memory, plan: &Plan<'_>) -> Result<CryptDevice, EncryptError> {
+    let mut device =
+        CryptInit::init(&memory.path).map_err(fault(path, "open the header in memory"))?;
+    let keyslots = KeyslotsSize::try_from(plan.bytes.saturating_sub(2 * METADATA_BYTES))
+        .map_err(fault(path, "size the header"))?;
+    let mut settings = device.settings_handle();
+    settings
+        .set_metadata_size(MetadataSize::Kb16, keyslots)
+        .and_then(|()| settings.set_pbkdf_type(&machine_kdf()))
+        .map_err(fault(path, "set up the header"))?;
+    device
+        .set_data_offset(plan.bytes / u64::from(SECTOR))
+        .map_err(fault(path, "set the data's offset"))?;
+    let parameters = CryptParamsLuks2 {
+        pbkdf: None,
+        integrity: None,
+        integrity_params: None,
+        data_alignment: 0,
+        data_device: Some(path.to_owned()),
+        sector_size: SECTOR,
+        label: Some(plan.label.to_owned()),
+        subsystem: None,
+    };
+    let mut parameters: CryptParamsLuks2Ref<'_> =
+        (&parameters).try_into().map_err(fault(path, "prepare the header"))?;
+    device
+        .context_handle()
+        // No UUID given: a random one, so that no two disks have the same (protocols/kcrypt.md §11.2).
+        .format(
+            EncryptionFormat::Luks2,
+            CIPHER,
+            None,
+            Either::Right(KEY_BYTES),
+            Some(&mut parameters),
+        )
+        .map_err(fault(path, "make the LUKS2 header"))?;
+    device
+        .keyslot_handle()
+        .add_by_key(Some(MACHINE_SLOT), None, plan.passphrase, CryptVolumeKey::empty())
+        .map_err(fault(path, "add the machine's keyslot"))?;
+    device
+        .luks2_flag_handle::<CryptActivate>()
+        // As Kairos sets it (protocols/kcrypt.md §11.2).
+        .persistent_flags_set(CryptActivate::ALLOW_DISCARDS)
+        .map_err(fault(path, "allow discards"))?;
+    device
+        .token_handle()
+        .json_set(TokenInput::AddToken(&plan.token))
+        .map_err(fault(path, "write the latchkey token"))?;
+    Ok(device)
+}
+
+fn reencryption(layout: &Layout, flags: CryptReencrypt) -> CryptParamsReencrypt {
+    let begins = flags.contains(CryptReencrypt::INITIALIZE_ONLY);
+    CryptParamsReencrypt {
+        mode: CryptReencryptModeInfo::Encrypt,
+        direction: CryptReencryptDirectionInfo::Backward,
+        // The source of a zone stays untouched until the header says that the zone is done.
+        resilience: "datashift".to_owned(),
+        hash: "sha256".to_owned(),
+        data_shift: layout.shift / u64::from(SECTOR),
+        max_hotzone_size: 0,
+        // Keeps libcryptsetup away from our copy at the end; later it knows by itself.
+        device_size: if begins { layout.moved / u64::from(SECTOR) } else { 0 },
+        luks2: begins.then_some(CryptParamsLuks2 {
+            pbkdf: None,
+            integrity: None,
+            integrity_params: None,
+            data_alignment: 0,
+            data_device: None,
+            sector_size: SECTOR,
+            label: None,
+            subsystem: None,
+        }),
+        flags,
+    }
+}
+
+fn machine_kdf() -> CryptPbkdfType {
+    CryptPbkdfType {
+        type_: CryptKdf::Pbkdf2,
+        hash: Some("sha256".to_owned()),
+        time_ms: 0,
+        iterations: MACHINE_ITERATIONS,
+        max_memory_kb: 0,
+        parallel_threads: 0,
+        flags: CryptPbkdf::NO_BENCHMARK,
+    }
+}
+
+/// argon2id, of a quarter of the machine's memory at most, so that a recovery never fails for want of memory.
+fn recovery_kdf() -> CryptPbkdfType {
+    let quarter = memory_kib().unwrap_or_default() / 4;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    CryptPbkdfType {
+        type_: CryptKdf::Argon2Id,
+        hash: Some("sha256".to_owned()),
+        time_ms: 0,
+        iterations: RECOVERY_ITERATIONS,
+        max_memory_kb: u32::try_from(quarter.clamp(32, RECOVERY_MEMORY_KIB)).unwrap_or(32),
+        parallel_threads: u32::try_from(threads).unwrap_or(1),
+        flags: CryptPbkdf::NO_BENCHMARK,
+    }
+}
+
+/// MemTotal (proc_meminfo(5)).
+fn memory_kib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// A file in memory that libcryptsetup can open by name.
+struct Memory {
+    file: File,
+    path: PathBuf,
+}
+
+impl Memory {
+    fn new(bytes: u64) -> Result<Self, EncryptError> {
+        let fd: OwnedFd = memfd_create("luks2 header", MFdFlags::MFD_CLOEXEC)
+            .map_err(|e| EncryptError::Memory(e.into()))?;
+        let file = File::from(fd);
+        file.set_len(bytes).map_err(EncryptError::Memory)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        Ok(Self { file, path })
+    }
+
+    fn read(&self, bytes: u64) -> Result<Vec<u8>, EncryptError> {
+        let mut content = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+        self.file.read_exact_at(&mut content, 0).map_err(EncryptError::Memory)?;
+        Ok(content)
+    }
+}
+
+struct Watch<'p> {
+    progress: &'p mut dyn FnMut(Progress),
+}
+
+/// Never asks to stop: whoever wants to stop kills the process, and runs again.
+fn report(size: u64, done: u64, watch: Option<&mut Watch<'_>>) -> i32 {
+    if let Some(watch) = watch {
+        (watch.progress)(Progress::Encrypting { done, of: size });
+    }
+    0
+}
+
+c_progress_callback!(on_progress, Watch<'_>, report);
+
+fn fault(path: &Path, what: &'static str) -> impl FnOnce(LibcryptErr) -> EncryptError {
+    let path = path.to_owned();
+    move |source| EncryptError::Cryptsetup { path, what, source }
+}
