@@ -527,11 +527,16 @@ fn read<T: for<'de> Deserialize<'de>>(chunk: &Chunk<'_>, telling: Telling) -> Re
         let place = error.location();
         let (line, column) = place.map_or((1, 1), |place| (place.line().max(1), place.column().max(1)));
         let reason = match telling {
-            Telling::Everything => error.without_snippet().to_string(),
+            Telling::Everything => without_place(&error.without_snippet().to_string()).to_owned(),
             Telling::Place => "not valid YAML, or a value of a wrong type (text must be quoted if it looks like a number)".to_owned(),
         };
         at(chunk, line, column, reason)
     })
+}
+
+/// The library ends its messages with a place that counts from the document's beginning, not the file's.
+fn without_place(message: &str) -> &str {
+    message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
 }
 
 /// Types as strictly as the Kubernetes API; limits against documents made to exhaust memory are the library's own.

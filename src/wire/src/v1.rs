@@ -7,7 +7,7 @@ use base64::{
 };
 use serde::de::MapAccess;
 use thiserror::Error;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::{Error, Result, attest::AttestationParameters, go_json};
 
@@ -269,14 +269,6 @@ pub enum Release {
     Passphrase(Zeroizing<String>),
     /// An OAEP block that this machine's TPM key decrypts.
     Sealed(Vec<u8>),
-}
-
-impl Drop for Release {
-    fn drop(&mut self) {
-        if let Self::Sealed(block) = self {
-            block.zeroize();
-        }
-    }
 }
 
 impl std::fmt::Debug for Release {

@@ -1,0 +1,71 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+/// The key server: releases disk passphrases to machines that prove themselves with their TPM.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  stopped by SIGTERM or SIGINT
+  1  internal error
+  2  wrong command line
+  3  the store cannot be read
+  4  the address cannot be listened on
+  5  TLS certificate or key is missing or wrong";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answers machines until it is told to stop.
+    Serve(Serve),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(crate) struct Serve {
+    /// Directory of YAML manifests (SealedVolume, Secret); new Secrets are written into it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: PathBuf,
+
+    /// Address and port to listen on; port 0 takes a free one and says which.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:8082")]
+    pub(crate) listen: SocketAddr,
+
+    /// PEM file with the server's certificate, followed by the intermediate ones.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// PEM file with the private key of the certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Most connections at once; further ones are closed at once.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) max_connections: u32,
+
+    /// Seconds a peer has for its TLS handshake, and again for its HTTP request.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub(crate) handshake_timeout: Duration,
+
+    /// Seconds a machine has for each message: its TPM may need most of a minute.
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    pub(crate) message_timeout: Duration,
+
+    /// Seconds that running exchanges have to finish when the server is told to stop.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub(crate) stop_timeout: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds)),
+        _ => Err("a whole number of seconds from 1 to 3600 is wanted".to_owned()),
+    }
+}

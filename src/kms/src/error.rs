@@ -1,0 +1,46 @@
+//! Why the server did not start, with the exit code for each.
+
+use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub(crate) enum StartError {
+    #[error("store {}: {source}; --store must be a directory this user can read (and write, to enrol machines)", path.display())]
+    Store { path: PathBuf, source: io::Error },
+    #[error("listening on {address} failed: {source}; {}", listen_advice(source))]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("TLS: reading {} failed: {reason}; it must be a PEM file with {wanted}", path.display())]
+    TlsFile { path: PathBuf, reason: String, wanted: &'static str },
+    #[error("TLS: certificate {} and key {} are not usable together: {reason}", cert.display(), key.display())]
+    TlsPair { cert: PathBuf, key: PathBuf, reason: String },
+    #[error("{what} failed: {source}")]
+    System { what: &'static str, source: io::Error },
+}
+
+fn listen_advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another program has this port: stop it, or choose another with --listen"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one with --listen"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine does not have this address: choose another with --listen"
+        }
+        _ => "choose another address with --listen",
+    }
+}
+
+impl StartError {
+    /// Documented in `--help`.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::System { .. } => ExitCode::from(1),
+            Self::Store { .. } => ExitCode::from(3),
+            Self::Listen { .. } => ExitCode::from(4),
+            Self::TlsFile { .. } | Self::TlsPair { .. } => ExitCode::from(5),
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! What the tests share: the server as a process of its own, and machines whose TPM is software.
+//!
+//! A machine is a real RSA key that does TPM2_ActivateCredential by itself, with the attestation key recorded from a TPM
+//! (`v1_token_json` of the vectors; its proof does not depend on the EK). Between them goes the real protocol.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)] // helpers of tests
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, LazyLock, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::{
+    cipher::{AES_128, DecryptingKey, DecryptionContext, UnboundCipherKey},
+    encoding::{AsDer, PublicKeyX509Der},
+    iv::FixedLength,
+    rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey},
+};
+use hmac::{Hmac, KeyInit, Mac};
+use latchkey_wire::{
+    attest::{AttestationParameters, ak_name},
+    credential::{kdfa, split_credential},
+    ek::RsaPublicKey,
+    pem,
+    pubhash::Pubhash,
+    v1::{Challenge, ChallengeResponse, Payload, Token},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tungstenite::{
+    Message, WebSocket,
+    http::{Request, request},
+    protocol::Role,
+};
+use zeroize::Zeroizing;
+
+/// Nothing here takes this long on a machine that is alive.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) static VECTORS: LazyLock<Value> = LazyLock::new(|| {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/kcrypt.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+});
+
+/// The machine whose EK is in the vectors.
+pub(crate) static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
+    let (_, der) =
+        pem::first_block(VECTORS["software_ek"]["private_pkcs8_pem"].as_str().unwrap()).unwrap();
+    Machine::with(PrivateDecryptingKey::from_pkcs8(&der).unwrap())
+});
+
+/// Another machine.
+pub(crate) static STRANGER: LazyLock<Machine> =
+    LazyLock::new(|| Machine::with(PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap()));
+
+pub(crate) struct Machine {
+    ek: OaepPrivateDecryptingKey,
+    pub(crate) token: Token,
+    pub(crate) pubhash: Pubhash,
+}
+
+impl Machine {
+    fn with(private: PrivateDecryptingKey) -> Self {
+        let spki: PublicKeyX509Der<'_> = private.public_key().as_der().unwrap();
+        let ak =
+            AttestationParameters::from_json(VECTORS["v1_token_json"]["AK"].to_string().as_bytes())
+                .unwrap();
+        Self {
+            ek: OaepPrivateDecryptingKey::new(private).unwrap(),
+            token: Token { ek_pem: pem::encode(pem::PUBLIC_KEY, spki.as_ref()), ak },
+            pubhash: RsaPublicKey::from_spki(spki.as_ref()).unwrap().pubhash(),
+        }
+    }
+
+    /// TPM2_ActivateCredential.
+    pub(crate) fn activate(&self, challenge: &Challenge) -> ChallengeResponse {
+        let name = ak_name(&self.token.ak.public);
+        let parts = split_credential(&challenge.credential, &challenge.secret).unwrap();
+        let mut room = vec![0; self.ek.min_output_size()];
+        let seed = self
+            .ek
+            .decrypt(
+                &OAEP_SHA256_MGF1SHA256,
+                parts.encrypted_secret,
+                &mut room,
+                Some(b"IDENTITY\0"),
+            )
+            .unwrap();
+        let (mac, identity) = parts.id_object[2..].split_at(32);
+        let mut check =
+            Hmac::<sha2::Sha256>::new_from_slice(&kdfa(seed, "INTEGRITY", &[], &[], 256).unwrap())
+                .unwrap();
+        check.update(identity);
+        check.update(&name);
+        check.verify_slice(mac).expect("TPM_RC_INTEGRITY");
+        let key = UnboundCipherKey::new(&AES_128, &kdfa(seed, "STORAGE", &name, &[], 128).unwrap())
+            .unwrap();
+        let mut identity = identity.to_vec();
+        let context = DecryptionContext::Iv128(FixedLength::from([0u8; 16]));
+        DecryptingKey::cfb128(key).unwrap().decrypt(&mut identity, context).unwrap();
+        ChallengeResponse { secret: Zeroizing::new(identity[2..].to_vec()) }
+    }
+
+    /// A SealedVolume of this machine with one partition `COS_PERSISTENT`; `more` is further YAML of the spec.
+    pub(crate) fn volume(&self, name: &str, more: &str) -> String {
+        self.volume_of(name, "  - {label: COS_PERSISTENT}\n", more)
+    }
+
+    pub(crate) fn volume_of(&self, name: &str, partitions: &str, more: &str) -> String {
+        format!(
+            "---\napiVersion: keyserver.kairos.io/v1alpha1\nkind: SealedVolume\nmetadata:\n  name: {name}\n  namespace: default\n\
+             spec:\n  TPMHash: {}\n  partitions:\n{partitions}{more}",
+            self.pubhash
+        )
+    }
+}
+
+pub(crate) fn secret(name: &str, data: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: default}}\ntype: Opaque\nstringData:\n{data}"
+    )
+}
+
+/// What a machine says about its partition: label, uuid, name.
+pub(crate) type Facts<'a> = [&'a str; 3];
+
+pub(crate) const PERSISTENT: Facts<'static> = ["COS_PERSISTENT", "", "sda5"];
+
+/// The server, as a process, on a store of its own.
+pub(crate) struct Kms {
+    pub(crate) address: SocketAddr,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+/// A store with these files.
+pub(crate) fn store(files: &[(&str, &str)]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        std::fs::write(directory.path().join(name), content).unwrap();
+    }
+    directory
+}
+
+fn command(store: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_latchkey-kms"));
+    command
+        .arg("serve")
+        .arg("--store")
+        .arg(store)
+        .args(options)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs the server where it must not start: exit status and what it said.
+pub(crate) fn fails_to_start(store: &Path, options: &[&str]) -> (ExitStatus, String) {
+    let output = command(store, options).output().unwrap();
+    (output.status, String::from_utf8(output.stderr).unwrap())
+}
+
+impl Kms {
+    pub(crate) fn start(store: &Path) -> Self {
+        Self::start_with(store, &[])
+    }
+
+    pub(crate) fn start_with(store: &Path, options: &[&str]) -> Self {
+        let mut options = options.to_vec();
+        if !options.contains(&"--listen") {
+            options.extend(["--listen", "127.0.0.1:0"]);
+        }
+        let mut child = command(store, &options).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = log.clone();
+        thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line))
+        });
+        let mut kms = Self { address: ([127, 0, 0, 1], 0).into(), child, log };
+        let line = kms.wait_for("listening on ");
+        let address = line.split("listening on ").nth(1).unwrap().split(' ').next().unwrap();
+        kms.address = address.parse().unwrap();
+        kms
+    }
+
+    /// Waits for a log line that contains `text`, and gives back the last such line.
+    pub(crate) fn wait_for(&self, text: &str) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = self.lines().into_iter().rfind(|line| line.contains(text)) {
+                return line;
+            }
+            assert!(Instant::now() < end, "no line with {text:?} in:\n{}", self.lines().join("\n"));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Forgets the log so far, so that [`Kms::wait_for`] sees only what comes.
+    pub(crate) fn forget_log(&self) {
+        self.log.lock().unwrap().clear();
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        assert!(
+            Command::new("kill")
+                .arg(signal)
+                .arg(self.child.id().to_string())
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Opens a WebSocket with these header values.
+    pub(crate) fn open(
+        &self,
+        path: &str,
+        authorization: &str,
+        facts: Facts<'_>,
+    ) -> WebSocket<TcpStream> {
+        upgrade(self.connect(), self.address, path, authorization, facts)
+    }
+
+    /// `/getPass`, to the answer.
+    pub(crate) fn get(&self, machine: &Machine, facts: Facts<'_>) -> Option<Payload> {
+        let mut socket = self.open("/getPass", &machine.token.authorization_header(), facts);
+        prove(&mut socket, machine);
+        answer(&mut socket)
+    }
+
+    /// `/postPass` of what a machine sealed; what the server said against it.
+    pub(crate) fn post(
+        &self,
+        machine: &Machine,
+        facts: Facts<'_>,
+        block: &[u8],
+    ) -> Option<Payload> {
+        self.post_text(machine, facts, &Payload::sealed(block).to_json())
+    }
+
+    pub(crate) fn post_text(
+        &self,
+        machine: &Machine,
+        facts: Facts<'_>,
+        payload: &str,
+    ) -> Option<Payload> {
+        let mut socket = self.open("/postPass", &machine.token.authorization_header(), facts);
+        prove(&mut socket, machine);
+        // A server that has refused already may have closed; then the answer is what counts.
+        let _ = socket.send(Message::text(payload.to_owned()));
+        answer(&mut socket)
+    }
+}
+
+impl Drop for Kms {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("the server's log:\n{}", self.lines().join("\n"));
+        }
+    }
+}
+
+/// The opening handshake of Go's client: no Origin, no subprotocol, no extensions.
+pub(crate) fn upgrade<S: Read + Write>(
+    stream: S,
+    address: SocketAddr,
+    path: &str,
+    authorization: &str,
+    [label, uuid, name]: Facts<'_>,
+) -> WebSocket<S> {
+    let request = websocket_request(address, path)
+        .header("Authorization", authorization)
+        .header("label", label)
+        .header("uuid", uuid)
+        .header("name", name)
+        .body(())
+        .unwrap();
+    tungstenite::client(request, stream).map_err(|error| error.to_string()).unwrap().0
+}
+
+pub(crate) fn websocket_request(address: SocketAddr, path: &str) -> request::Builder {
+    Request::builder()
+        .uri(format!("ws://{address}{path}"))
+        .header("Host", address.to_string())
+        .header("Connection", "Upgrade")
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Version", "13")
+        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+}
+
+/// Answers the challenge.
+pub(crate) fn prove<S: Read + Write>(socket: &mut WebSocket<S>, machine: &Machine) {
+    let challenge = challenge(socket);
+    let response = machine.activate(&challenge);
+    socket.send(Message::binary(response.to_json().as_bytes().to_vec())).unwrap();
+}
+
+pub(crate) fn challenge<S: Read + Write>(socket: &mut WebSocket<S>) -> Challenge {
+    let Message::Binary(challenge) = socket.read().unwrap() else {
+        panic!("the challenge must be a binary frame")
+    };
+    Challenge::from_json(&challenge).unwrap()
+}
+
+/// The last message of the server, if there is one, and that it then closes as Go's server does.
+pub(crate) fn answer<S: Read + Write>(socket: &mut WebSocket<S>) -> Option<Payload> {
+    let payload = match socket.read() {
+        Ok(Message::Binary(payload)) => Payload::from_json(&payload).unwrap(),
+        Ok(other) => panic!("not a binary frame: {other:?}"),
+        Err(_) => return None,
+    };
+    assert!(socket.read().is_err(), "nothing comes after the answer");
+    Some(payload)
+}
+
+/// A WebSocket without its opening handshake, to send what a library would not.
+pub(crate) fn raw_socket(stream: TcpStream) -> WebSocket<TcpStream> {
+    WebSocket::from_raw_socket(stream, Role::Client, None)
+}
+
+/// The manifests in a store, by file name.
+pub(crate) fn files(store: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(store)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Replaces a file as a careful editor does.
+pub(crate) fn replace(path: PathBuf, content: &str) {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, content).unwrap();
+    std::fs::rename(temporary, path).unwrap();
+}
