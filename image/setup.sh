@@ -8,13 +8,13 @@ set -eu
 
 packages="
     ca-certificates pkg-config gcc libc6-dev libclang-dev libtss2-dev libcryptsetup-dev
-    qemu-system-x86 seabios swtpm swtpm-tools openssl
+    qemu-system-x86 seabios swtpm swtpm-tools tpm2-tools openssl make
     mmdebstrap fakeroot uidmap busybox-static kmod cpio zstd
     fdisk e2fsprogs cryptsetup-bin dosfstools mtools grub-pc-bin grub-common
     dracut-core dracut-network systemd
     iproute2 wireguard-tools wireguard-go util-linux"
 if [ "${1:-}" = bench ]; then
-    packages="$packages clevis clevis-tpm2 clevis-luks tang tpm2-tools jq socat curl procps"
+    packages="$packages clevis clevis-tpm2 clevis-luks tang jq socat curl procps strace time"
 fi
 
 missing=

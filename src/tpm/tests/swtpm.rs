@@ -84,11 +84,17 @@ fn a_foreign_object_at_the_handle_of_the_endorsement_key_is_neither_used_nor_rep
         assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
     };
     // The EK template under the owner hierarchy: the same shape, another key.
-    run("tpm2_evictcontrol -C o -c 0x81010001; cd $(mktemp -d); \
+    let dir = soft.direct().with_file_name("tools");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("policy"), &latchkey_tpm::template::EK[10..42]).unwrap();
+    run(&format!(
+        "cd {}; tpm2_evictcontrol -C o -c 0x81010001; \
          tpm2_createprimary -C o -G rsa2048:aes128cfb -g sha256 -c k.ctx \
            -a 'fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt' \
-           -L $(printf 837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa | xxd -r -p > p; echo p); \
-         tpm2_flushcontext -t; tpm2_evictcontrol -C o -c k.ctx 0x81010001; tpm2_flushcontext -t");
+           -L policy; \
+         tpm2_flushcontext -t; tpm2_evictcontrol -C o -c k.ctx 0x81010001; tpm2_flushcontext -t",
+        dir.display()
+    ));
     let before = handles(&soft, "handles-persistent");
     let mut tpm = open(&soft);
     let ek = tpm.endorsement_key().unwrap();
