@@ -30,6 +30,9 @@ use crate::{
 /// How often the store is looked at.
 const POLL: Duration = Duration::from_millis(500);
 
+/// How long the end waits for a write in progress.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
 fn main() -> ExitCode {
     let Command::Serve(options) = Cli::parse().command;
     start_log();
@@ -66,7 +69,10 @@ fn serve(options: Serve) -> Result<(), StartError> {
         .enable_all()
         .build()
         .map_err(|source| StartError::System { what: "starting the runtime", source })?;
-    runtime.block_on(listen(options, tls, Arc::new(store)))
+    let served = runtime.block_on(listen(options, tls, Arc::new(store)));
+    // A write that hangs in the file system was promised to nobody.
+    runtime.shutdown_timeout(LAST_WRITES);
+    served
 }
 
 async fn listen(

@@ -2,7 +2,10 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, thread};
 
-use latchkey_wire::v1::{Payload, Refusal, Release};
+use latchkey_wire::{
+    pem,
+    v1::{Payload, Refusal, Release, Token},
+};
 use tungstenite::Message;
 
 mod rig;
@@ -343,4 +346,64 @@ fn the_frames_are_those_of_the_go_server() {
         b"{\"passphrase\":\"\\u003cfound\\u003e\",\"error\":\"\",\"generated_by\":\"\"}\n"
     );
     assert!(socket.read().is_err());
+}
+
+#[test]
+fn a_machine_may_show_a_certificate_of_its_key() {
+    let key = rig::VECTORS["software_ek"]["private_pkcs8_pem"].as_str().unwrap();
+    let key = rcgen::KeyPair::from_pem(key).unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(["tpm".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let ek_pem = pem::encode(pem::CERTIFICATE, certificate.der());
+    let manifests =
+        MACHINE.volume("node", "") + &secret("node-cos-persistent", "  passphrase: found\n");
+    let directory = store(&[("node.yaml", &manifests)]);
+    let kms = Kms::start(directory.path());
+    let token = Token { ek_pem, ak: MACHINE.token.ak.clone() };
+    let mut socket = kms.open("/getPass", &token.authorization_header(), PERSISTENT);
+    rig::prove(&mut socket, &MACHINE);
+    assert_eq!(*rig::answer(&mut socket).unwrap().passphrase, "found");
+}
+
+#[test]
+fn a_server_killed_at_any_moment_keeps_whole_secrets_or_none() {
+    let labels: Vec<String> = (0..200).map(|number| format!("DISK_{number}")).collect();
+    let partitions: String =
+        labels.iter().map(|label| format!("  - {{label: {label}}}\n")).collect();
+    let directory = store(&[("node.yaml", &MACHINE.volume_of("node", &partitions, ""))]);
+    let mut stored = 0;
+    for round in 1u8..=5 {
+        let kms = Kms::start(directory.path());
+        thread::scope(|scope| {
+            for chunk in labels.chunks(labels.len() / 4) {
+                let kms = &kms;
+                scope.spawn(move || {
+                    for label in chunk {
+                        kms.try_post(&MACHINE, [label, "", ""], &[round; 256]);
+                    }
+                });
+            }
+            kms.wait_for_times("first passphrase stored", 3 * usize::from(round));
+            kms.signal("-KILL");
+        });
+        drop(kms);
+
+        let kms = Kms::start(directory.path());
+        assert!(!kms.lines().iter().any(|line| line.contains("ERROR")), "{:?}", kms.lines());
+        let mut now = 0;
+        for label in &labels {
+            let answer = kms.get(&MACHINE, [label, "", ""]).unwrap().classify();
+            match answer {
+                Ok(Release::Sealed(block)) => {
+                    assert!((1..=round).contains(&block[0]) && block == [block[0]; 256], "{label}");
+                    now += 1;
+                }
+                Err(Refusal::NoSecret(_)) => {}
+                other => panic!("{label}: {other:?}"),
+            }
+        }
+        assert!(now > stored, "no round goes by without a secret");
+        stored = now;
+        assert_eq!(rig::files(directory.path()).len(), 1 + now, "nothing half-written is left");
+    }
 }

@@ -396,29 +396,31 @@ fn read_document(chunk: &Chunk<'_>, manifests: &mut Manifests) -> Result<()> {
             Ok(())
         }
         (_, "") => Err(at(chunk, 1, 1, "the document has no kind".to_owned())),
-        (SECRET_API, "List") => Err(at(
-            chunk,
-            1,
-            1,
-            "kind List is not read: write its items as documents of their own, divided by ---"
-                .to_owned(),
-        )),
+        (SECRET_API, "List") => read_list(chunk, manifests),
         _ => Ok(()), // some other object of the cluster
     }
 }
 
 fn read_volume(chunk: &Chunk<'_>, manifests: &mut Manifests) -> Result<()> {
     let volume: SealedVolume = read(chunk, Telling::Everything)?;
-    named(chunk, SEALED_VOLUME, &volume.metadata)?;
-    let name = &volume.metadata.name;
-    let line = chunk.lines_before + 1;
-    if volume.pubhash().is_err() {
+    let (line, name) = (chunk.lines_before + 1, volume.metadata.name.clone());
+    add_volume(chunk, volume, manifests)?;
+    for field in read::<FieldNames>(chunk, Telling::Everything)?.unknown() {
         manifests.warnings.push(format!(
-            "line {line}: SealedVolume {name:?}: TPMHash is not 64 hexadecimal digits, no machine can match it"
+            "line {line}: SealedVolume {name:?}: unknown field {field:?} is not looked at; is it misspelt?"
         ));
     }
-    for field in read::<FieldNames>(chunk, Telling::Everything)?.unknown() {
-        manifests.warnings.push(format!("line {line}: SealedVolume {name:?}: unknown field {field:?} is not looked at; is it misspelt?"));
+    Ok(())
+}
+
+fn add_volume(chunk: &Chunk<'_>, volume: SealedVolume, manifests: &mut Manifests) -> Result<()> {
+    named(chunk, SEALED_VOLUME, &volume.metadata)?;
+    if volume.pubhash().is_err() {
+        manifests.warnings.push(format!(
+            "line {}: SealedVolume {:?}: TPMHash is not 64 hexadecimal digits, no machine can match it",
+            chunk.lines_before + 1,
+            volume.metadata.name
+        ));
     }
     manifests.volumes.push(volume);
     Ok(())
@@ -469,36 +471,95 @@ impl FieldNames {
 struct SecretDocument {
     metadata: Metadata,
     #[serde(deserialize_with = "or_default")]
-    data: BTreeMap<String, Option<Zeroizing<String>>>,
+    data: Values,
     #[serde(deserialize_with = "or_default")]
-    string_data: BTreeMap<String, Option<Zeroizing<String>>>,
+    string_data: Values,
 }
 
 fn read_secret(chunk: &Chunk<'_>) -> Result<Secret> {
     let document: SecretDocument = read(chunk, Telling::Place)?;
-    named(chunk, SECRET, &document.metadata)?;
+    secret_of(chunk, document.metadata, document.data, document.string_data)
+}
+
+/// Values as they are written; `null` is empty.
+type Values = BTreeMap<String, Option<Zeroizing<String>>>;
+
+fn secret_of(
+    chunk: &Chunk<'_>,
+    metadata: Metadata,
+    encoded: Values,
+    text: Values,
+) -> Result<Secret> {
+    named(chunk, SECRET, &metadata)?;
     let mut data = BTreeMap::new();
-    for (key, value) in document.data {
-        let encoded =
+    for (key, value) in encoded {
+        let value =
             Zeroizing::new(value.unwrap_or_default().split_ascii_whitespace().collect::<String>());
-        let decoded = STANDARD.decode(encoded.as_bytes()).map_err(|_| {
-            at(
-                chunk,
-                1,
-                1,
-                format!(
-                    "Secret {:?}: data.{key} is not base64; text goes under stringData",
-                    document.metadata.name
-                ),
-            )
+        let decoded = STANDARD.decode(value.as_bytes()).map_err(|_| {
+            let reason = format!(
+                "Secret {:?}: data.{key} is not base64; text goes under stringData",
+                metadata.name
+            );
+            at(chunk, 1, 1, reason)
         })?;
         data.insert(key, Zeroizing::new(decoded));
     }
-    for (key, value) in document.string_data {
-        let value = value.unwrap_or_default();
-        data.insert(key, Zeroizing::new(value.as_bytes().to_vec()));
+    for (key, value) in text {
+        data.insert(key, Zeroizing::new(value.unwrap_or_default().as_bytes().to_vec()));
     }
-    Ok(Secret { metadata: document.metadata, data })
+    Ok(Secret { metadata, data })
+}
+
+/// What `kubectl get sealedvolumes,secrets -o yaml` prints: the objects as items of one document.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ListDocument {
+    #[serde(deserialize_with = "or_default")]
+    items: Vec<Item>,
+}
+
+/// Either kind.
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Item {
+    #[serde(deserialize_with = "or_default")]
+    api_version: String,
+    #[serde(deserialize_with = "or_default")]
+    kind: String,
+    metadata: Metadata,
+    #[serde(deserialize_with = "or_default")]
+    spec: SealedVolumeSpec,
+    #[serde(deserialize_with = "or_default")]
+    data: Values,
+    #[serde(deserialize_with = "or_default")]
+    string_data: Values,
+}
+
+fn read_list(chunk: &Chunk<'_>, manifests: &mut Manifests) -> Result<()> {
+    let list: ListDocument = read(chunk, Telling::Place)?;
+    for item in list.items {
+        match (item.api_version.as_str(), item.kind.as_str()) {
+            (SEALED_VOLUME_API, SEALED_VOLUME) => {
+                let volume = SealedVolume { metadata: item.metadata, spec: item.spec };
+                add_volume(chunk, volume, manifests)?;
+            }
+            (SECRET_API, SECRET) => {
+                manifests.secrets.push(secret_of(
+                    chunk,
+                    item.metadata,
+                    item.data,
+                    item.string_data,
+                )?);
+            }
+            (version, kind) => {
+                let reason = format!(
+                    "the List holds a {kind:?} of apiVersion {version:?}: only SealedVolumes and Secrets are read from one"
+                );
+                return Err(at(chunk, 1, 1, reason));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn named(chunk: &Chunk<'_>, kind: &str, metadata: &Metadata) -> Result<()> {

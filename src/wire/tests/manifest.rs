@@ -214,7 +214,16 @@ fn mistakes_are_told_with_their_line() {
         ),
         ("no kind", "apiVersion: v1\n---\n".to_owned(), 1),
         ("no name", "apiVersion: v1\nkind: Secret\n".to_owned(), 1),
-        ("a list", "apiVersion: v1\nkind: List\nitems: []\n".to_owned(), 1),
+        (
+            "a list of other things",
+            "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod}\n".to_owned(),
+            1,
+        ),
+        (
+            "a list with a mistake",
+            "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Secret\n  metadata: {name: a}\n  stringData: {a: [hunter2]}\n".to_owned(),
+            7,
+        ),
         ("scalar", "hello\n".to_owned(), 1),
         ("not base64", secret("data: {a: '*hunter2*'}\n"), 1),
         ("passphrase is a number", secret("stringData:\n  pass: 20261121\n"), 5),
@@ -255,4 +264,41 @@ fn a_document_made_to_exhaust_memory_is_refused() {
     assert!(manifest::parse(&bomb).is_err());
     assert!(manifest::parse(&"[".repeat(100_000)).is_err());
     assert!(manifest::parse(&" ".repeat(manifest::MAX_FILE + 1)).is_err());
+}
+
+#[test]
+fn what_kubectl_prints_is_read() {
+    let text = r#"apiVersion: v1
+items:
+- apiVersion: keyserver.kairos.io/v1alpha1
+  kind: SealedVolume
+  metadata:
+    creationTimestamp: "2026-08-21T10:00:00Z"
+    generation: 2
+    name: node
+    namespace: kcrypt
+    uid: 0b0b0b0b-0000-4000-8000-000000000000
+  spec:
+    TPMHash: 7441c78f1976fb23e6a5c68f0be35be8375b135dcb36fb03cecc60f39c7660bd
+    partitions:
+    - label: COS_PERSISTENT
+- apiVersion: v1
+  data:
+    passphrase: YWJj
+  kind: Secret
+  metadata:
+    labels:
+      kcrypt.kairos.io/partition: COS_PERSISTENT
+    name: node-cos-persistent
+    namespace: kcrypt
+  type: Opaque
+kind: List
+metadata:
+  resourceVersion: ""
+"#;
+    let read = manifest::parse(text).unwrap();
+    let volume = &read.volumes[0];
+    assert_eq!(volume.secret_name(&volume.spec.partitions[0]), read.secrets[0].metadata.name);
+    assert_eq!(read.secrets[0].data["passphrase"].as_slice(), b"abc");
+    assert_eq!(volume.metadata.namespace(), read.secrets[0].metadata.namespace());
 }

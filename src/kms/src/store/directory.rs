@@ -50,6 +50,8 @@ struct Files {
     known: BTreeMap<PathBuf, Known>,
     /// The directory itself could not be read at the last poll.
     lost: bool,
+    /// Contradictions between files that the log has already.
+    complaints: Vec<String>,
 }
 
 #[derive(Default)]
@@ -110,7 +112,7 @@ impl Store {
         let store = Self { directory, files: Mutex::default(), snapshot: RwLock::default() };
         let mut files = store.lock();
         store.refresh(&mut files, Take::All);
-        store.publish(&files);
+        store.publish(&mut files);
         drop(files);
         Ok(store)
     }
@@ -119,7 +121,7 @@ impl Store {
     pub(crate) fn poll(&self) {
         let mut files = self.lock();
         if self.refresh(&mut files, Take::Settled) {
-            self.publish(&files);
+            self.publish(&mut files);
         }
     }
 
@@ -139,7 +141,7 @@ impl Store {
         }
         let mut files = self.lock();
         if self.refresh(&mut files, Take::All) {
-            self.publish(&files);
+            self.publish(&mut files);
         }
         match self.snapshot().secret(namespace, name) {
             ReadSecret::Found(_) => return Err(CreateError::Exists),
@@ -150,7 +152,7 @@ impl Store {
         write_new(&self.directory, &path, secret.to_yaml().as_bytes())
             .map_err(|source| CreateError::Io { path: path.clone(), source })?;
         files.take(&path);
-        self.publish(&files);
+        self.publish(&mut files);
         Ok(())
     }
 
@@ -189,7 +191,7 @@ impl Store {
         changed
     }
 
-    fn publish(&self, files: &Files) {
+    fn publish(&self, files: &mut Files) {
         let sources: Vec<Source> = files
             .known
             .iter()
@@ -200,9 +202,11 @@ impl Store {
             })
             .collect();
         let (snapshot, complaints) = Snapshot::build(&sources);
-        for complaint in complaints {
+        for complaint in complaints.iter().filter(|complaint| !files.complaints.contains(complaint))
+        {
             log::error!("store: {complaint}");
         }
+        files.complaints = complaints;
         let (volumes, secrets) = snapshot.counts();
         log::info!(
             "store {}: {volumes} volumes, {secrets} secrets in {} files",

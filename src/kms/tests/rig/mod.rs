@@ -39,7 +39,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tungstenite::{
     Message, WebSocket,
-    http::{Request, request},
+    http::{self, Request},
     protocol::Role,
 };
 use zeroize::Zeroizing;
@@ -197,13 +197,25 @@ impl Kms {
 
     /// Waits for a log line that contains `text`, and gives back the last such line.
     pub(crate) fn wait_for(&self, text: &str) -> String {
+        self.wait_for_times(text, 1)
+    }
+
+    /// Waits for so many log lines that contain `text`, and gives back the last such line.
+    pub(crate) fn wait_for_times(&self, text: &str, times: usize) -> String {
         let end = Instant::now() + PATIENCE;
         loop {
-            if let Some(line) = self.lines().into_iter().rfind(|line| line.contains(text)) {
-                return line;
+            let mut found: Vec<String> =
+                self.lines().into_iter().filter(|line| line.contains(text)).collect();
+            if found.len() >= times {
+                return found.pop().unwrap();
             }
-            assert!(Instant::now() < end, "no line with {text:?} in:\n{}", self.lines().join("\n"));
-            thread::sleep(Duration::from_millis(20));
+            assert!(
+                Instant::now() < end,
+                "{} of {times} lines with {text:?} in:\n{}",
+                found.len(),
+                self.lines().join("\n")
+            );
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -264,6 +276,21 @@ impl Kms {
         self.post_text(machine, facts, &Payload::sealed(block).to_json())
     }
 
+    /// `/postPass` at a server that may be gone at any moment.
+    pub(crate) fn try_post(&self, machine: &Machine, facts: Facts<'_>, block: &[u8]) -> Option<()> {
+        let stream = TcpStream::connect(self.address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let header = machine.token.authorization_header();
+        let (mut socket, _) =
+            tungstenite::client(request(self.address, "/postPass", &header, facts), stream).ok()?;
+        let Message::Binary(challenge) = socket.read().ok()? else { return None };
+        let response = machine.activate(&Challenge::from_json(&challenge).ok()?);
+        socket.send(Message::text(response.to_json().to_string())).ok()?;
+        socket.send(Message::text(Payload::sealed(block).to_json().to_string())).ok()?;
+        let _ = socket.read(); // until it closes
+        Some(())
+    }
+
     pub(crate) fn post_text(
         &self,
         machine: &Machine,
@@ -294,19 +321,28 @@ pub(crate) fn upgrade<S: Read + Write>(
     address: SocketAddr,
     path: &str,
     authorization: &str,
-    [label, uuid, name]: Facts<'_>,
+    facts: Facts<'_>,
 ) -> WebSocket<S> {
-    let request = websocket_request(address, path)
+    let request = request(address, path, authorization, facts);
+    tungstenite::client(request, stream).map_err(|error| error.to_string()).unwrap().0
+}
+
+fn request(
+    address: SocketAddr,
+    path: &str,
+    authorization: &str,
+    [label, uuid, name]: Facts<'_>,
+) -> Request<()> {
+    websocket_request(address, path)
         .header("Authorization", authorization)
         .header("label", label)
         .header("uuid", uuid)
         .header("name", name)
         .body(())
-        .unwrap();
-    tungstenite::client(request, stream).map_err(|error| error.to_string()).unwrap().0
+        .unwrap()
 }
 
-pub(crate) fn websocket_request(address: SocketAddr, path: &str) -> request::Builder {
+pub(crate) fn websocket_request(address: SocketAddr, path: &str) -> http::request::Builder {
     Request::builder()
         .uri(format!("ws://{address}{path}"))
         .header("Host", address.to_string())
