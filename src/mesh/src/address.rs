@@ -1,11 +1,17 @@
-//! The mesh address of a node, derived from its WireGuard public key: the same key gives the same address on every boot,
-//! without anyone to ask.
+//! The mesh address of a node, derived from its WireGuard public key: the same key gives the same
+//! address on every boot, without anyone to ask.
 //!
 //! Candidate `n` in prefix `P` keeps the network bits of `P`; its host bits are the leading bits of
-//! `SHA-256("latchkey mesh address v1\0" ‖ public key (32) ‖ network address (4 or 16) ‖ prefix length (1) ‖ n (u32, big endian))`.
-//! Candidates whose host part is all zeros or all ones are passed over: in IPv4 they are the network and the broadcast address,
-//! in IPv6 the first is the subnet-router anycast address (RFC 4291 §2.6.1). Candidate 0 is a node's address unless another
-//! node holds it already; then the next one is tried.
+//!
+//! ```text
+//! SHA-256("latchkey mesh address v1\0" ‖ public key (32) ‖ network address (4 or 16)
+//!         ‖ prefix length (1) ‖ n (u32, big endian))
+//! ```
+//!
+//! Candidates whose host part is all zeros or all ones are passed over: in IPv4 they are the network
+//! and the broadcast address, in IPv6 the first is the subnet-router anycast address (RFC 4291
+//! §2.6.1). Candidate 0 is a node's address unless another node holds it already; then the next one
+//! is tried.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,25 +24,27 @@ use crate::key::PublicKey;
 
 const DOMAIN: &[u8] = b"latchkey mesh address v1\0";
 
-/// Fewer host bits leave nothing beside all zeros and all ones, so a /31, /32, /127 or /128 is no mesh.
+/// Fewer host bits leave nothing beside all zeros and all ones, so a /31, /32, /127 or /128 is no
+/// mesh.
 const MIN_HOST_BITS: u8 = 2;
 
 /// Even with two host bits one candidate in two is usable: this many misses in a row do not happen.
 const MAX_FIRST_CANDIDATE: u32 = 256;
 
-/// An address as a device carries it: the node's own address with the mask of the whole mesh, so that the kernel's connected
-/// route sends the mesh into the device (protocols/ikto-kilo.md §1.8).
+/// An address as a device carries it: the node's own address with the mask of the whole mesh, so
+/// that the kernel's connected route sends the mesh into the device (protocols/ikto-kilo.md §1.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceAddress {
     pub address: IpAddr,
     pub prefix_length: u8,
 }
 
-/// The addresses that `public_key` may take in `prefix`, best first, each with its candidate number.
+/// The addresses that `public_key` may take in `prefix`, best first, each with its candidate
+/// number.
 ///
 /// # Errors
-/// [`Error::MeshPrefix`] if fewer than two host bits are left in `prefix`, or if it is everything there is: its connected
-/// route would be the default route.
+/// [`Error::MeshPrefix`] if fewer than two host bits are left in `prefix`, or if it is everything
+/// there is: its connected route would be the default route.
 pub fn candidates(
     prefix: Prefix,
     public_key: PublicKey,

@@ -1,7 +1,8 @@
 //! `latchkey agent`: keeps the WireGuard device as it should be.
 //!
-//! Level-triggered: each round reads the device, and changes what differs. Rounds come with the netlink events about links and
-//! addresses, and with a slow tick, because nobody is told when the key, the port or the peers of a device change.
+//! Level-triggered: each round reads the device, and changes what differs. Rounds come with the
+//! netlink events about links and addresses, and with a slow tick, because nobody is told when the
+//! key, the port or the peers of a device change.
 
 use std::env;
 use std::io;
@@ -22,7 +23,8 @@ use crate::netlink::events::Events;
 use crate::notify::{Notify, watchdog_interval};
 use crate::plan::Desired;
 
-/// What WireGuard takes off an Ethernet path over IPv6: 1500 - 40 (IPv6) - 8 (UDP) - 32 (WireGuard). The kernel's own default.
+/// What WireGuard takes off an Ethernet path over IPv6: 1500 - 40 (IPv6) - 8 (UDP) - 32
+/// (WireGuard). The kernel's own default.
 pub const DEFAULT_MTU: u32 = 1420;
 
 /// The longest that a silent change stays unnoticed.
@@ -43,7 +45,8 @@ pub struct Agent {
 
 /// Runs until SIGTERM or SIGINT, which leave the device up and working.
 pub fn run(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
-    // No core dump, and no debugger of others. latchkey.service says the same; this is for runs by hand.
+    // No core dump, and no debugger of others. latchkey.service says the same; this is for runs by
+    // hand.
     set_dumpable(false).map_err(|errno| failed("switch core dumps off", errno.into()))?;
     let credentials = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let notify = Notify::from_env()?;
@@ -66,12 +69,14 @@ pub fn run(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
 /// Takes the device away, and with it the key of this boot.
 pub fn down(mesh: &Mesh) -> Result<bool> {
     let mut device = Device::new(&mesh.interface)?;
-    let removed = device.remove()?;
-    std::thread::sleep(2 * SETTLE);
-    if removed && device.exists()? {
+    if !device.remove()? {
+        return Ok(false);
+    }
+    std::thread::sleep(5 * SETTLE);
+    if device.exists()? {
         return Err(Error::StillRunning { interface: mesh.interface.clone() });
     }
-    Ok(removed)
+    Ok(true)
 }
 
 impl Agent {

@@ -1,6 +1,8 @@
-//! The kernel's WireGuard device: read it, plan, apply the difference. Run again it finds nothing to do.
+//! The kernel's WireGuard device: read it, plan, apply the difference. Run again it finds nothing
+//! to do.
 //!
-//! Two kernel interfaces are at work: rtnetlink for the link and its addresses, generic netlink for key, port and peers.
+//! Two kernel interfaces are at work: rtnetlink for the link and its addresses, generic netlink for
+//! key, port and peers.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -79,8 +81,8 @@ impl Device {
         Ok(Snapshot { actual, peers: device.peers, private_key: device.private_key })
     }
 
-    /// Makes the device what `desired` says and returns what had to be done. `key` is set only if the
-    /// device has another.
+    /// Makes the device what `desired` says and returns what had to be done. `key` is set only if
+    /// the device has another.
     pub fn reconcile(&mut self, desired: &Desired, key: &PrivateKey) -> Result<Vec<Change>> {
         let snapshot = self.read()?;
         let changes = plan(desired, snapshot.as_ref().map(|snapshot| &snapshot.actual));

@@ -14,13 +14,14 @@ pub enum Error {
     Config(#[from] ConfigError),
 
     #[error(
-        "no mesh is configured: the cloud-config has no latchkey.mesh; write one (network, prefix) to join a mesh"
+        "no mesh is configured: the cloud-config has no latchkey.mesh; write one (network, \
+         prefix) to join a mesh"
     )]
     NotConfigured,
 
     #[error(
-        "latchkey.mesh.prefix {prefix} is no mesh: take a length of 1 to 30 (IPv4) or 1 to 126 (IPv6), so that there is \
-         room for addresses beside all zeros and all ones"
+        "latchkey.mesh.prefix {prefix} is no mesh: take a length of 1 to 30 (IPv4) or 1 to 126 \
+         (IPv6), so that there is room for addresses beside all zeros and all ones"
     )]
     MeshPrefix { prefix: Prefix },
 
@@ -31,13 +32,15 @@ pub enum Error {
     NoIdentity { reason: String },
 
     #[error(
-        "the mesh identity in {path} is not usable: {reason}; it is made anew at each boot, so reboot"
+        "the mesh identity in {path} is not usable: {reason}; it is made anew at each boot, so \
+         reboot"
     )]
     BadIdentity { path: PathBuf, reason: String },
 
     #[error(
-        "the mesh identity was made for network {handed_over:?}, but latchkey.mesh.network is {configured:?}: the key of one \
-         network is never used in another; reboot to get the key of {configured:?}"
+        "the mesh identity was made for network {handed_over:?}, but latchkey.mesh.network is \
+         {configured:?}: the key of one network is never used in another; reboot to get the key \
+         of {configured:?}"
     )]
     OtherNetwork { handed_over: String, configured: String },
 
@@ -48,14 +51,14 @@ pub enum Error {
     NotPermitted { action: String },
 
     #[error(
-        "this kernel has no WireGuard (cannot {action}: {source}); install the wireguard kernel module and load it \
-         (modprobe wireguard)"
+        "this kernel has no WireGuard (cannot {action}: {source}); install the wireguard kernel \
+         module and load it (modprobe wireguard)"
     )]
     NoWireGuard { action: String, source: io::Error },
 
     #[error(
-        "interface {interface} exists, but is {kind}, not a WireGuard device; give latchkey.mesh.interface another name, or \
-         remove it (ip link delete {interface})"
+        "interface {interface} exists, but is {kind}, not a WireGuard device; give \
+         latchkey.mesh.interface another name, or remove it (ip link delete {interface})"
     )]
     NotWireGuard { interface: String, kind: String },
 
@@ -68,7 +71,8 @@ pub enum Error {
     Address { interface: String, address: IpAddr, source: io::Error },
 
     #[error(
-        "{interface} is back after it was removed: a running agent repairs it; stop it first (systemctl stop latchkey)"
+        "{interface} is back after it was removed: a running agent repairs it; stop it first \
+         (systemctl stop latchkey)"
     )]
     StillRunning { interface: String },
 
@@ -86,7 +90,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code of the program. The numbers below 60 mean the same as in kcrypt-discovery-challenger.
+    /// The exit code of the program. The numbers below 60 mean the same as in
+    /// kcrypt-discovery-challenger.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::PublicKey

@@ -1,4 +1,5 @@
-//! The hand-over from the initramfs: `/run/latchkey`, root only, on tmpfs (DESIGN.md, "One boot", 6).
+//! The hand-over from the initramfs: `/run/latchkey`, root only, on tmpfs (DESIGN.md, "One boot",
+//! 6).
 //!
 //! | file | written by | what |
 //! |---|---|---|
@@ -6,8 +7,8 @@
 //! | `timeline.json` | kcrypt-discovery-challenger | how the disk was opened ([`Timeline`]) |
 //! | `handover.json` | `latchkey handover forget` | what is left of the identity, nothing secret ([`Record`]) |
 //!
-//! After the identity has been taken its private key is in two places: in the kernel's WireGuard device and in the agent's
-//! memory. An agent that is started again takes it from the device.
+//! After the identity has been taken its private key is in two places: in the kernel's WireGuard
+//! device and in the agent's memory. An agent that is started again takes it from the device.
 
 mod forget;
 
@@ -25,8 +26,9 @@ use crate::key::{PrivateKey, PublicKey};
 
 pub use forget::forget;
 
-/// What `SetCredential=` in latchkey.service puts in the place of an identity that is no longer there. systemd 252 refuses an
-/// empty value, and fails the unit when a credential has neither file nor value.
+/// What `SetCredential=` in latchkey.service puts in the place of an identity that is no longer
+/// there. systemd 252 refuses an empty value, and fails the unit when a credential has neither file
+/// nor value.
 pub const NO_IDENTITY: &[u8] = b"none";
 
 /// Longest record read, in bytes.
@@ -88,7 +90,8 @@ impl HandOver {
         self.directory.join("timeline.json")
     }
 
-    /// The identity: from systemd's directory of credentials if there is one, else as it was handed over. `None` if it is gone.
+    /// The identity: from systemd's directory of credentials if there is one, else as it was handed
+    /// over. `None` if it is gone.
     pub fn identity(&self, credentials: Option<&Path>) -> Result<Option<Identity>> {
         let path = credentials
             .map_or_else(|| self.identity_path(), |directory| directory.join("identity"));
@@ -113,7 +116,8 @@ impl HandOver {
         Ok(Some(record))
     }
 
-    /// How the disk was opened in this boot. One that cannot be read is none: it explains, it decides nothing.
+    /// How the disk was opened in this boot. One that cannot be read is none: it explains, it
+    /// decides nothing.
     pub fn timeline(&self) -> Result<Option<Timeline>> {
         let Some(bytes) = read(&self.timeline_path(), MAX_TIMELINE)? else { return Ok(None) };
         Ok(Timeline::from_json(&bytes)
@@ -133,8 +137,9 @@ impl HandOver {
         Ok(State::Missing(self.timeline()?.as_ref().map_or_else(no_timeline, why_no_identity)))
     }
 
-    /// Why a boot rightly has no identity, so that there is nothing for an agent to do: Latchkey unlocked nothing, or the machine
-    /// did not let itself in. `None` if there is an identity, or if one is missing that should be there.
+    /// Why a boot rightly has no identity, so that there is nothing for an agent to do: Latchkey
+    /// unlocked nothing, or the machine did not let itself in. `None` if there is an identity,
+    /// or if one is missing that should be there.
     pub fn reason_to_stay_idle(&self) -> Result<Option<String>> {
         let State::Missing(reason) = self.state()? else { return Ok(None) };
         let let_itself_in =
@@ -142,10 +147,12 @@ impl HandOver {
         Ok((!let_itself_in).then_some(reason))
     }
 
-    /// The private key of this node: from the identity, or, once that is gone, the key that the device has.
+    /// The private key of this node: from the identity, or, once that is gone, the key that the
+    /// device has.
     ///
     /// # Errors
-    /// [`Error::NoIdentity`] if there is neither, [`Error::OtherNetwork`] if it belongs to another network than `network`.
+    /// [`Error::NoIdentity`] if there is neither, [`Error::OtherNetwork`] if it belongs to another
+    /// network than `network`.
     pub fn private_key(
         &self,
         network: &str,
@@ -162,16 +169,22 @@ impl HandOver {
                 same_key(&record, key)
             }
             (State::Taken(_), None) => Err(Error::NoIdentity {
-                reason: "the identity of this boot was taken before, and the device that carried it is gone; reboot".into(),
+                reason: "the identity of this boot was taken before, and the device that carried \
+                         it is gone; reboot"
+                    .into(),
             }),
             (_, Some(key)) => {
-                log::warn!("nothing was handed over; going on with the key that the device has ({})", key.public());
+                log::warn!(
+                    "nothing was handed over; going on with the key that the device has ({})",
+                    key.public()
+                );
                 Ok(key)
             }
             (State::Missing(reason), None) => Err(Error::NoIdentity { reason }),
             (State::Waiting, None) => Err(Error::NoIdentity {
                 reason: format!(
-                    "{} is there, but was not passed on as a credential; see LoadCredential= in latchkey.service",
+                    "{} is there, but was not passed on as a credential; see LoadCredential= in \
+                     latchkey.service",
                     self.identity_path().display()
                 ),
             }),
@@ -192,7 +205,8 @@ fn same_key(record: &Record, key: PrivateKey) -> Result<PrivateKey> {
     }
     Err(Error::NoIdentity {
         reason: format!(
-            "the identity of this boot was {}, and another program has given the device another key ({}); reboot",
+            "the identity of this boot was {}, and another program has given the device another \
+             key ({}); reboot",
             record.public_key,
             key.public()
         ),
@@ -200,8 +214,8 @@ fn same_key(record: &Record, key: PrivateKey) -> Result<PrivateKey> {
 }
 
 fn no_timeline() -> String {
-    "nothing was unlocked by Latchkey in this boot (no /run/latchkey/timeline.json); if it should have been, see that the \
-     initramfs has the dracut module 50latchkey"
+    "nothing was unlocked by Latchkey in this boot (no /run/latchkey/timeline.json); if it should \
+     have been, see that the initramfs has the dracut module 50latchkey"
         .into()
 }
 
@@ -210,18 +224,24 @@ fn why_no_identity(timeline: &Timeline) -> String {
         timeline.reason.as_deref().map_or_else(String::new, |reason| format!(" ({reason})"));
     match timeline.outcome {
         Outcome::Recovery => format!(
-            "the disk was opened with the recovery passphrase, not by the machine itself{reason}, and only a machine that lets \
-             itself in gets an identity; repair that, then reboot"
+            "the disk was opened with the recovery passphrase, not by the machine itself{reason}, \
+             and only a machine that lets itself in gets an identity; repair that, then reboot"
         ),
-        Outcome::Refused => format!("the key server refused this machine{reason}; release it there, then reboot"),
-        Outcome::Failed => format!("the machine could not unlock by itself{reason}; repair that, then reboot"),
-        Outcome::Unlocked => "the disk was unlocked, but no identity was made: the initramfs found no latchkey.mesh in the \
-                              cloud-config, or could not make one (see the log of the boot); correct it, then reboot"
+        Outcome::Refused => {
+            format!("the key server refused this machine{reason}; release it there, then reboot")
+        }
+        Outcome::Failed => {
+            format!("the machine could not unlock by itself{reason}; repair that, then reboot")
+        }
+        Outcome::Unlocked => "the disk was unlocked, but no identity was made: the initramfs \
+                              found no latchkey.mesh in the cloud-config, or could not make one \
+                              (see the log of the boot); correct it, then reboot"
             .into(),
     }
 }
 
-/// A file of at most `limit` bytes; `None` if there is none. A longer one is cut after one byte too many, which its parser refuses.
+/// A file of at most `limit` bytes; `None` if there is none. A longer one is cut after one byte too
+/// many, which its parser refuses.
 fn read(path: &Path, limit: usize) -> Result<Option<Zeroizing<Vec<u8>>>> {
     let opened = match fs::File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -18,7 +18,8 @@ pub struct PrivateKey(Zeroizing<[u8; KEY_LENGTH]>);
 pub struct PublicKey([u8; KEY_LENGTH]);
 
 impl PrivateKey {
-    /// Clamps as the kernel does (RFC 7748 §5), so that what is set and what is read back are the same bytes.
+    /// Clamps as the kernel does (RFC 7748 §5), so that what is set and what is read back are the
+    /// same bytes.
     pub fn new(bytes: &[u8; KEY_LENGTH]) -> Self {
         let mut key = Zeroizing::new(*bytes);
         let [first, .., last] = &mut *key;

@@ -1,4 +1,5 @@
-//! The mesh agent: the identity handed over at boot, the address that follows from it, the WireGuard device that carries both.
+//! The mesh agent: the identity handed over at boot, the address that follows from it, the
+//! WireGuard device that carries both.
 
 pub mod address;
 pub mod agent;

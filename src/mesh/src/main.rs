@@ -15,9 +15,9 @@ use nix::sys::stat::fstat;
 
 /// The mesh agent of a machine that lets itself in, and the operator's command beside it.
 ///
-/// Exit codes: 0 done; 1 internal; 2 usage; 3 `status`: the mesh is not up; 10 configuration; 50 no mesh identity; 60 not
-/// permitted; 61 no WireGuard in the kernel; 62 the interface's name belongs to something else; 63 the port is taken;
-/// 64 the kernel refused something.
+/// Exit codes: 0 done; 1 internal; 2 usage; 3 `status`: the mesh is not up; 10 configuration; 50 no
+/// mesh identity; 60 not permitted; 61 no WireGuard in the kernel; 62 the interface's name belongs
+/// to something else; 63 the port is taken; 64 the kernel refused something.
 #[derive(Debug, Parser)]
 #[command(name = "latchkey", version)]
 struct Arguments {
@@ -31,7 +31,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Bring the WireGuard device up and keep it as it should be. SIGTERM ends the agent and leaves the device up.
+    /// Bring the WireGuard device up and keep it as it should be. SIGTERM ends the agent and leaves
+    /// the device up.
     Agent {
         /// Take the device away instead, and with it the key of this boot. Stop the service first.
         #[arg(long)]
@@ -50,7 +51,8 @@ enum Verb {
 
 #[derive(Debug, Subcommand)]
 enum HandoverVerb {
-    /// Succeed if the agent has a reason to start; otherwise say why not and exit with 1 (for ExecCondition=).
+    /// Succeed if the agent has a reason to start; otherwise say why not and exit with 1 (for
+    /// ExecCondition=).
     Check,
     /// Remove every copy of the private key below /run, once the agent has it (for ExecStartPost=).
     Forget {
@@ -113,7 +115,8 @@ fn show_status(status: &Status, json: bool) -> Result<ExitCode> {
     }
 }
 
-/// No mesh wanted, or a boot that rightly has no identity, is no failure of the service. All else is: the agent will say which.
+/// No mesh wanted, or a boot that rightly has no identity, is no failure of the service. All else
+/// is: the agent will say which.
 fn check(mesh: Result<Mesh>, hand_over: &HandOver) -> Result<ExitCode> {
     let idle = match mesh {
         Err(Error::NotConfigured) => Some(Error::NotConfigured.to_string()),
@@ -125,8 +128,8 @@ fn check(mesh: Result<Mesh>, hand_over: &HandOver) -> Result<ExitCode> {
     }))
 }
 
-/// `JOURNAL_STREAM` names the journal's socket (systemd.exec(5)), but it is inherited by programs whose
-/// stderr is another.
+/// `JOURNAL_STREAM` names the journal's socket (systemd.exec(5)), but it is inherited by programs
+/// whose stderr is another.
 fn stderr_is_journal() -> bool {
     let of_stderr = fstat(std::io::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
     std::env::var("JOURNAL_STREAM").is_ok_and(|journal| of_stderr == Ok(journal))

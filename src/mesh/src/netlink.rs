@@ -1,16 +1,15 @@
-//! Netlink as a plain exchange (RFC 3549 §2.3.2): one request, its answers, an acknowledgement. Synchronous: the kernel answers
-//! within the call that asks.
+//! Netlink as a plain exchange (RFC 3549 §2.3.2): one request, its answers, an acknowledgement.
+//! Synchronous: the kernel answers within the call that asks.
 
 pub(crate) mod events;
 pub(crate) mod link;
 pub(crate) mod wireguard;
 
-use std::fmt::Debug;
 use std::io;
 use std::os::fd::AsFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    Emitable, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
@@ -57,14 +56,16 @@ impl Netlink {
 
     /// Sends `message` and returns all answers. `flags` come on top of `NLM_F_REQUEST | NLM_F_ACK`.
     ///
+    /// What the message and the answers hold is the caller's to wipe; the buffers between are wiped here.
+    ///
     /// # Errors
     /// The kernel's errno, or what went wrong on the socket.
-    pub(crate) fn request<M>(&mut self, message: M, flags: u16) -> io::Result<Vec<M>>
+    pub(crate) fn request<M>(&mut self, message: &M, flags: u16) -> io::Result<Vec<M>>
     where
-        M: NetlinkSerializable + NetlinkDeserializable + Clone + Debug,
+        M: NetlinkSerializable + NetlinkDeserializable,
     {
         for _ in 0..DUMP_ATTEMPTS {
-            self.send(message.clone(), flags)?;
+            self.send(message, flags)?;
             let mut answers = Vec::new();
             match self.receive(&mut answers)? {
                 Answer::Complete => return Ok(answers),
@@ -77,15 +78,18 @@ impl Netlink {
         ))
     }
 
-    fn send<M: NetlinkSerializable>(&mut self, message: M, flags: u16) -> io::Result<()> {
+    fn send<M: NetlinkSerializable>(&mut self, message: &M, flags: u16) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
+        let (header_length, message_length) = (header.buffer_len(), message.buffer_len());
+        header.length = u32::try_from(header_length + message_length).map_err(io::Error::other)?;
+        header.message_type = message.message_type();
         header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-        message.finalize();
-        let mut bytes = Zeroizing::new(vec![0; message.buffer_len()]);
-        message.serialize(&mut bytes);
+        let mut bytes = Zeroizing::new(vec![0; header_length + message_length]);
+        let (for_header, for_message) = bytes.split_at_mut(header_length);
+        header.emit(for_header);
+        message.serialize(for_message);
         self.socket.send(&bytes, 0).map(drop)
     }
 
@@ -123,7 +127,8 @@ impl Netlink {
     }
 }
 
-/// Messages in one datagram are aligned to four bytes; `length` is at least the header's, or parsing would have failed.
+/// Messages in one datagram are aligned to four bytes; `length` is at least the header's, or
+/// parsing would have failed.
 fn padded(length: u32) -> usize {
     (length as usize).next_multiple_of(4)
 }

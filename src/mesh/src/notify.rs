@@ -1,4 +1,5 @@
-//! What a service tells systemd (sd_notify(3)): one datagram of `KEY=value` lines to `$NOTIFY_SOCKET`.
+//! What a service tells systemd (sd_notify(3)): one datagram of `KEY=value` lines to
+//! `$NOTIFY_SOCKET`.
 
 use std::env;
 use std::io;

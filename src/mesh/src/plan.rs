@@ -1,4 +1,5 @@
-//! What has to change on a device so that it is what it should be. Pure: an equal device yields an empty plan, and is not touched.
+//! What has to change on a device so that it is what it should be. Pure: an equal device yields an
+//! empty plan, and is not touched.
 
 use std::fmt;
 
@@ -27,8 +28,9 @@ pub struct Actual {
     pub addresses: Vec<DeviceAddress>,
 }
 
-/// One step. In the order of this list, which is the order to apply them in: a device is complete before it goes up, so that
-/// its port is its own from the first packet on, and the new address is there before the old one goes.
+/// One step. In the order of this list, which is the order to apply them in: a device is complete
+/// before it goes up, so that its port is its own from the first packet on, and the new address is
+/// there before the old one goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
     Create { mtu: u32 },

@@ -1,4 +1,5 @@
-//! `latchkey status`: the node as it is, for a person in the style of `wg show`, or as JSON. Never a private key.
+//! `latchkey status`: the node as it is, for a person in the style of `wg show`, or as JSON. Never
+//! a private key.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};

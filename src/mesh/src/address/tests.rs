@@ -81,7 +81,8 @@ fn candidates_lie_in_the_prefix_and_are_neither_network_nor_broadcast() {
     }
 }
 
-/// Two hosts can talk over a /31 (RFC 3021), but a mesh of two without a spare address has no room for a lost race.
+/// Two hosts can talk over a /31 (RFC 3021), but a mesh of two without a spare address has no room
+/// for a lost race.
 #[test]
 fn prefixes_without_room_and_the_whole_internet_are_refused() {
     for prefix in ["192.0.2.0/31", "192.0.2.1/32", "fd10::/127", "fd10::1/128", "0.0.0.0/0", "::/0"]

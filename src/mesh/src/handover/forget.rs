@@ -1,12 +1,14 @@
 //! Leaves no copy of the private key below /run once the service has taken it.
 //!
-//! Two copies are there: `/run/latchkey/identity`, and the credential systemd made of it in a ramfs of its own, mounted
-//! read-only at `/run/credentials/UNIT` in the host's mount namespace and, bound from there, in the service's. Unmounting the
-//! former would leave the latter; but both are one file. So that file is overwritten and removed, through the host's mount, made
-//! writable for that moment. The mount itself stays systemd's, who takes it away when the service stops.
+//! Two copies are there: `/run/latchkey/identity`, and the credential systemd made of it in a ramfs
+//! of its own, mounted read-only at `/run/credentials/UNIT` in the host's mount namespace and,
+//! bound from there, in the service's. Unmounting the former would leave the latter; but both are
+//! one file. So that file is overwritten and removed, through the host's mount, made writable for
+//! that moment. The mount itself stays systemd's, who takes it away when the service stops.
 //!
-//! Runs as `ExecStartPost=+latchkey handover forget`: root, all capabilities, but with a mount namespace of its own in which
-//! systemd 252 hides /run/credentials. Therefore it first steps into that of PID 1.
+//! Runs as `ExecStartPost=+latchkey handover forget`: root, all capabilities, but with a mount
+//! namespace of its own in which systemd 252 hides /run/credentials. Therefore it first steps into
+//! that of PID 1.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -28,12 +30,14 @@ use crate::key::PrivateKey;
 const CREDENTIAL_FLAGS: MsFlags =
     MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
-/// Removes both copies of the identity and leaves a [`Record`] without secrets. Run again, it finds nothing to do.
+/// Removes both copies of the identity and leaves a [`Record`] without secrets. Run again, it finds
+/// nothing to do.
 ///
 /// Must be called while the process has one thread only: it changes the mount namespace.
 ///
 /// # Errors
-/// Whatever kept it from removing a copy; then one may be left, and the service must not go on as if none were.
+/// Whatever kept it from removing a copy; then one may be left, and the service must not go on as
+/// if none were.
 pub fn forget(hand_over: &HandOver, credentials: Option<&Path>) -> Result<()> {
     enter_mount_namespace_of_init()?;
     remove_copies(hand_over, credentials)
@@ -116,7 +120,8 @@ fn remount(directory: &Path, flags: MsFlags) -> Result<()> {
         .map_err(|errno| file("remount", directory, errno.into()))
 }
 
-/// Overwrites in place, then unlinks. On tmpfs and ramfs the bytes written are the very pages the key was in.
+/// Overwrites in place, then unlinks. On tmpfs and ramfs the bytes written are the very pages the
+/// key was in.
 fn wipe(path: &Path) -> Result<()> {
     let mut opened = match OpenOptions::new().write(true).custom_flags(O_NOFOLLOW).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -33,8 +33,8 @@ impl Events {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, GROUPS as u32))?;
         socket.set_non_blocking(true)?;
-        // SAFETY: a Socket owns its descriptor, closes it when dropped and not before, and never has
-        // another one. It is moved into the AsyncFd, which is only used by reference.
+        // SAFETY: a Socket owns its descriptor, closes it when dropped and not before, and never
+        // has another one. It is moved into the AsyncFd, which is only used by reference.
         #[allow(unsafe_code)]
         let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
         registered.map(Self).map_err(io::Error::from)

@@ -34,13 +34,16 @@ impl Link {
 
 impl Links {
     pub(crate) fn open() -> io::Result<Self> {
-        Netlink::open(NETLINK_ROUTE).map(Self)
+        let netlink = Netlink::open(NETLINK_ROUTE)?;
+        // Then a dump of addresses can be asked for one link's alone.
+        netlink.socket.set_netlink_get_strict_chk(true)?;
+        Ok(Self(netlink))
     }
 
     pub(crate) fn get(&mut self, name: &str) -> io::Result<Option<Link>> {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::IfName(name.into()));
-        let answers = match self.0.request(RouteNetlinkMessage::GetLink(request), 0) {
+        let answers = match self.0.request(&RouteNetlinkMessage::GetLink(request), 0) {
             Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => return Ok(None),
             answers => answers?,
         };
@@ -50,7 +53,8 @@ impl Links {
         }))
     }
 
-    /// Makes a WireGuard link. The kernel loads the module if need be, whatever the caller's capabilities are.
+    /// Makes a WireGuard link. The kernel loads the module if need be, whatever the caller's
+    /// capabilities are.
     pub(crate) fn create_wireguard(&mut self, name: &str, mtu: u32) -> io::Result<()> {
         let mut request = LinkMessage::default();
         request.attributes = vec![
@@ -58,20 +62,20 @@ impl Links {
             LinkAttribute::Mtu(mtu),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]),
         ];
-        self.0.request(RouteNetlinkMessage::NewLink(request), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.0.request(&RouteNetlinkMessage::NewLink(request), NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
     pub(crate) fn delete(&mut self, index: u32) -> io::Result<()> {
         let mut request = LinkMessage::default();
         request.header.index = index;
-        self.0.request(RouteNetlinkMessage::DelLink(request), 0).map(drop)
+        self.0.request(&RouteNetlinkMessage::DelLink(request), 0).map(drop)
     }
 
     pub(crate) fn set_mtu(&mut self, index: u32, mtu: u32) -> io::Result<()> {
         let mut request = LinkMessage::default();
         request.header.index = index;
         request.attributes.push(LinkAttribute::Mtu(mtu));
-        self.0.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
+        self.0.request(&RouteNetlinkMessage::SetLink(request), 0).map(drop)
     }
 
     pub(crate) fn set_up(&mut self, index: u32) -> io::Result<()> {
@@ -79,14 +83,14 @@ impl Links {
         request.header.index = index;
         request.header.flags = LinkFlags::Up;
         request.header.change_mask = LinkFlags::Up; // without it the other flags would be cleared
-        self.0.request(RouteNetlinkMessage::SetLink(request), 0).map(drop)
+        self.0.request(&RouteNetlinkMessage::SetLink(request), 0).map(drop)
     }
 
     /// The addresses of one link, without the link-local ones, which are the kernel's business.
     pub(crate) fn addresses(&mut self, index: u32) -> io::Result<Vec<DeviceAddress>> {
-        let answers = self
-            .0
-            .request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
+        let mut request = AddressMessage::default();
+        request.header.index = index;
+        let answers = self.0.request(&RouteNetlinkMessage::GetAddress(request), NLM_F_DUMP)?;
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {
@@ -100,12 +104,12 @@ impl Links {
 
     pub(crate) fn add_address(&mut self, index: u32, address: DeviceAddress) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewAddress(address_message(index, address));
-        self.0.request(message, NLM_F_CREATE | NLM_F_REPLACE).map(drop)
+        self.0.request(&message, NLM_F_CREATE | NLM_F_REPLACE).map(drop)
     }
 
     pub(crate) fn remove_address(&mut self, index: u32, address: DeviceAddress) -> io::Result<()> {
         self.0
-            .request(RouteNetlinkMessage::DelAddress(address_message(index, address)), 0)
+            .request(&RouteNetlinkMessage::DelAddress(address_message(index, address)), 0)
             .map(drop)
     }
 }

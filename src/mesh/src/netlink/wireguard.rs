@@ -1,4 +1,5 @@
-//! WireGuard devices by generic netlink: family `wireguard`, version 1 (include/uapi/linux/wireguard.h), what wg(8) speaks.
+//! WireGuard devices by generic netlink: family `wireguard`, version 1
+//! (include/uapi/linux/wireguard.h), what wg(8) speaks.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +15,7 @@ use netlink_packet_wireguard::{
     WireguardPeer, WireguardPeerAttribute,
 };
 use netlink_sys::protocols::NETLINK_GENERIC;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 use super::Netlink;
 use crate::key::{PrivateKey, PublicKey};
@@ -58,7 +59,7 @@ impl WireGuard {
             cmd: GenlCtrlCmd::GetFamily,
             nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.into())],
         };
-        let answers = netlink.request(GenlMessage::from_payload(request), 0)?;
+        let answers = netlink.request(&GenlMessage::from_payload(request), 0)?;
         let family = answers.iter().flat_map(|answer| &answer.payload.nlas).find_map(|attribute| {
             match attribute {
                 GenlCtrlAttrs::FamilyId(id) => Some(*id),
@@ -74,12 +75,10 @@ impl WireGuard {
     pub(crate) fn get(&mut self, index: u32) -> io::Result<WireGuardDevice> {
         let request =
             self.message(WireguardCmd::GetDevice, vec![WireguardAttribute::IfIndex(index)]);
-        let answers = self.netlink.request(request, NLM_F_DUMP)?;
+        let answers = self.netlink.request(&request, NLM_F_DUMP)?;
         let mut device = WireGuardDevice::default();
-        for answer in answers {
-            for attribute in answer.payload.attributes {
-                device.take(attribute);
-            }
+        for mut answer in answers {
+            answer.payload.attributes.iter_mut().for_each(|attribute| device.take(attribute));
         }
         Ok(device)
     }
@@ -94,8 +93,14 @@ impl WireGuard {
         let mut attributes = vec![WireguardAttribute::IfIndex(index)];
         attributes.extend(key.map(|key| WireguardAttribute::PrivateKey(*key.as_bytes())));
         attributes.extend(port.map(WireguardAttribute::ListenPort));
-        let request = self.message(WireguardCmd::SetDevice, attributes);
-        self.netlink.request(request, 0).map(drop)
+        let mut request = self.message(WireguardCmd::SetDevice, attributes);
+        let result = self.netlink.request(&request, 0).map(drop);
+        for attribute in &mut request.payload.attributes {
+            if let WireguardAttribute::PrivateKey(bytes) = attribute {
+                bytes.zeroize();
+            }
+        }
+        result
     }
 
     fn message(
@@ -110,25 +115,27 @@ impl WireGuard {
 }
 
 impl WireGuardDevice {
-    fn take(&mut self, attribute: WireguardAttribute) {
+    /// Takes what an answer says, and wipes the keys in it.
+    fn take(&mut self, attribute: &mut WireguardAttribute) {
         match attribute {
             WireguardAttribute::PrivateKey(bytes) => {
-                let bytes = Zeroizing::new(bytes);
-                self.private_key = (*bytes != [0; 32]).then(|| PrivateKey::new(&bytes));
+                self.private_key = (*bytes != [0; 32]).then(|| PrivateKey::new(bytes));
+                bytes.zeroize();
             }
             WireguardAttribute::PublicKey(bytes) => {
-                self.public_key = Some(PublicKey::new(bytes));
+                self.public_key = Some(PublicKey::new(*bytes));
             }
-            WireguardAttribute::ListenPort(port) => self.port = port,
+            WireguardAttribute::ListenPort(port) => self.port = *port,
             WireguardAttribute::Peers(peers) => {
-                peers.into_iter().for_each(|peer| self.take_peer(peer))
+                peers.iter_mut().for_each(|peer| self.take_peer(peer))
             }
             _ => {}
         }
     }
 
-    /// A peer with many allowed addresses comes in several parts, each with its key; only the first part has the rest.
-    fn take_peer(&mut self, WireguardPeer(attributes): WireguardPeer) {
+    /// A peer with many allowed addresses comes in several parts, each with its key; only the first
+    /// part has the rest.
+    fn take_peer(&mut self, WireguardPeer(attributes): &mut WireguardPeer) {
         let key = attributes.iter().find_map(|attribute| match attribute {
             WireguardPeerAttribute::PublicKey(key) => Some(PublicKey::new(*key)),
             _ => None,
@@ -137,18 +144,18 @@ impl WireGuardDevice {
         let peer = self.peers.entry(key).or_default();
         for attribute in attributes {
             match attribute {
-                WireguardPeerAttribute::PresharedKey(mut key) => key.zeroize(),
-                WireguardPeerAttribute::Endpoint(endpoint) => peer.endpoint = Some(endpoint),
+                WireguardPeerAttribute::PresharedKey(key) => key.zeroize(),
+                WireguardPeerAttribute::Endpoint(endpoint) => peer.endpoint = Some(*endpoint),
                 WireguardPeerAttribute::PersistentKeepalive(seconds) => {
-                    peer.persistent_keepalive = seconds
+                    peer.persistent_keepalive = *seconds
                 }
                 WireguardPeerAttribute::LastHandshake(time) => {
                     let seconds = u64::try_from(time.seconds).ok().filter(|seconds| *seconds > 0);
                     peer.last_handshake = seconds
                         .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
                 }
-                WireguardPeerAttribute::RxBytes(bytes) => peer.received_bytes = bytes,
-                WireguardPeerAttribute::TxBytes(bytes) => peer.sent_bytes = bytes,
+                WireguardPeerAttribute::RxBytes(bytes) => peer.received_bytes = *bytes,
+                WireguardPeerAttribute::TxBytes(bytes) => peer.sent_bytes = *bytes,
                 WireguardPeerAttribute::AllowedIps(ips) => {
                     peer.allowed_ips.extend(ips.iter().filter_map(allowed_ip))
                 }
@@ -168,4 +175,81 @@ fn allowed_ip(WireguardAllowedIp(attributes): &WireguardAllowedIp) -> Option<(Ip
         _ => None,
     })?;
     Some((address, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_wireguard::WireguardTimeSpec;
+
+    use super::*;
+
+    const KEY: [u8; 32] = [7; 32];
+
+    fn ip(address: &str, length: u8) -> WireguardAllowedIp {
+        WireguardAllowedIp(vec![
+            WireguardAllowedIpAttr::IpAddr(address.parse().unwrap()),
+            WireguardAllowedIpAttr::Cidr(length),
+        ])
+    }
+
+    fn handshake(seconds: i64) -> WireguardPeerAttribute {
+        WireguardPeerAttribute::LastHandshake(WireguardTimeSpec { seconds, nano_seconds: 0 })
+    }
+
+    #[test]
+    fn a_peer_in_parts_is_one_peer() {
+        let mut device = WireGuardDevice::default();
+        let first = vec![
+            WireguardPeerAttribute::PublicKey(KEY),
+            WireguardPeerAttribute::Endpoint("192.0.2.1:1".parse().unwrap()),
+            handshake(9),
+            WireguardPeerAttribute::RxBytes(3),
+            WireguardPeerAttribute::TxBytes(4),
+            WireguardPeerAttribute::PersistentKeepalive(25),
+            WireguardPeerAttribute::AllowedIps(vec![ip("10.0.0.0", 24)]),
+        ];
+        let second = vec![
+            WireguardPeerAttribute::PublicKey(KEY),
+            WireguardPeerAttribute::AllowedIps(vec![ip("fd10::", 48)]),
+        ];
+        for part in [first, second] {
+            device.take(&mut WireguardAttribute::Peers(vec![WireguardPeer(part)]));
+        }
+        let peer = Peer {
+            endpoint: Some("192.0.2.1:1".parse().unwrap()),
+            allowed_ips: vec![("10.0.0.0".parse().unwrap(), 24), ("fd10::".parse().unwrap(), 48)],
+            last_handshake: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)),
+            received_bytes: 3,
+            sent_bytes: 4,
+            persistent_keepalive: 25,
+        };
+        assert_eq!(device.peers, BTreeMap::from([(PublicKey::new(KEY), peer)]));
+    }
+
+    /// The kernel says "never" with zeros.
+    #[test]
+    fn a_peer_that_was_never_heard_of_has_no_handshake() {
+        let mut device = WireGuardDevice::default();
+        device.take_peer(&mut WireguardPeer(vec![
+            WireguardPeerAttribute::PublicKey(KEY),
+            handshake(0),
+        ]));
+        assert_eq!(device.peers.values().next().unwrap().last_handshake, None);
+    }
+
+    #[test]
+    fn keys_are_taken_and_wiped() {
+        let mut device = WireGuardDevice::default();
+        let mut answer = WireguardAttribute::PrivateKey(KEY);
+        device.take(&mut answer);
+        assert_eq!(device.private_key.unwrap().public(), PrivateKey::new(&KEY).public());
+        assert_eq!(answer, WireguardAttribute::PrivateKey([0; 32]));
+    }
+
+    #[test]
+    fn a_key_of_zeros_is_none() {
+        let mut device = WireGuardDevice::default();
+        device.take(&mut WireguardAttribute::PrivateKey([0; 32]));
+        assert!(device.private_key.is_none());
+    }
 }
