@@ -251,8 +251,9 @@ impl Files {
                 let news = !matches!(known.unreadable, Some(None));
                 if news {
                     log::error!(
-                        "store: {}: cannot be read: {error}; what it held before stays valid",
-                        path.display()
+                        "store: {}: cannot be read: {error}; {}",
+                        path.display(),
+                        known.consequence()
                     );
                 }
                 known.unreadable = Some(None);
@@ -265,6 +266,15 @@ impl Files {
 }
 
 impl Known {
+    /// What it means that the file cannot be read, in words.
+    fn consequence(&self) -> &'static str {
+        if self.good.volumes.is_empty() && self.good.secrets.is_empty() {
+            "nothing of it is used"
+        } else {
+            "what it held before stays valid"
+        }
+    }
+
     /// Takes the content of the file; whether it is another than before.
     fn accept(&mut self, path: &Path, read: Read) -> bool {
         let content = fingerprint(&read.text);
@@ -288,7 +298,7 @@ impl Known {
                 self.good = Arc::new(manifests);
             }
             Err(error) => {
-                log::error!("store: {}: {error}; what it held before stays valid", path.display());
+                log::error!("store: {}: {error}; {}", path.display(), self.consequence());
                 self.unreadable = Some(Some(Arc::new(read.text)));
             }
         }
