@@ -47,12 +47,17 @@ fn text(field: &[u8]) -> String {
 #[derive(Debug, Clone)]
 pub(super) struct Metadata(pub(super) Value);
 
+/// Flags of segments that say how it was and how it will be, not how it is.
+const BACKUPS: [&str; 3] = ["backup-previous", "backup-final", "backup-moved-segment"];
+
 /// How far an encryption in place is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reencryption {
     None,
     /// Between two zones.
     Clean,
+    /// All is encrypted, only the header does not say so yet: see [`super::closing`].
+    Unclosed,
     /// Within a zone: that one has to be recovered first.
     Crashed {
         /// It is the last zone, whose source is the moved first part.
@@ -68,13 +73,18 @@ impl Metadata {
             return Reencryption::None;
         }
         let segments = self.0.get("segments").and_then(Value::as_object);
-        let hot = segments
-            .into_iter()
-            .flatten()
-            .find(|(_, segment)| has_flag(segment, "in-reencryption"));
-        match hot {
-            None => Reencryption::Clean,
-            Some((number, _)) => Reencryption::Crashed { moved: number == "0" },
+        let mut segments = segments.into_iter().flatten();
+        let backup = |segment: &Value| BACKUPS.iter().any(|flag| has_flag(segment, flag));
+        let mut current = segments.clone().filter(|(_, segment)| !backup(segment));
+        if let Some((number, _)) =
+            segments.find(|(_, segment)| has_flag(segment, "in-reencryption"))
+        {
+            return Reencryption::Crashed { moved: number == "0" };
+        }
+        if current.all(|(_, segment)| segment.get("type").is_some_and(|kind| kind == "crypt")) {
+            Reencryption::Unclosed
+        } else {
+            Reencryption::Clean
         }
     }
 
@@ -130,12 +140,15 @@ mod tests {
                 json!({"config": {"requirements": {"mandatory": required}}, "segments": segments}),
             )
         };
-        let plain = json!({"0": {"type": "crypt"}});
+        let done =
+            json!({"0": {"type": "crypt"}, "1": {"type": "linear", "flags": ["backup-previous"]}});
+        let plain = json!({"0": {"type": "linear"}, "1": {"type": "crypt"}});
         let hot = |number: &str| json!({number: {"type": "crypt", "flags": ["in-reencryption"]}, "9": {"flags": ["backup-final"]}});
         let flag = json!(["online-reencrypt-v2"]);
         assert_eq!(Metadata(json!({})).reencryption(), Reencryption::None);
         assert_eq!(metadata(json!([]), plain.clone()).reencryption(), Reencryption::None);
         assert_eq!(metadata(flag.clone(), plain).reencryption(), Reencryption::Clean);
+        assert_eq!(metadata(flag.clone(), done).reencryption(), Reencryption::Unclosed);
         assert_eq!(
             metadata(flag.clone(), hot("1")).reencryption(),
             Reencryption::Crashed { moved: false }

@@ -212,14 +212,16 @@ pub(super) fn restore_moved(device: &Device, layout: &Layout) -> Result<(), Encr
     device.sync()
 }
 
-/// When all is encrypted: wipes copy and record, as far as they still are what they were. The volume may have been used since,
-/// up to its end.
+/// When all is encrypted: wipes the moved head, the copy and the record, as far as they still are what they were. The volume may
+/// have been used since, up to its end.
 pub(super) fn clean(device: &Device, layout: &Layout) -> Result<(), EncryptError> {
     let Some(record) = Record::read(device, layout)? else { return Ok(()) };
     let size = chunk_size(layout.shift);
     for (offset, digest) in record.chunks() {
-        if is(&device.read(layout.copy + offset, size)?, digest) {
-            wipe(device, layout.copy + offset, size)?;
+        for at in [layout.moved + offset, layout.copy + offset] {
+            if is(&device.read(at, size)?, digest) {
+                wipe(device, at, size)?;
+            }
         }
     }
     wipe(device, layout.record, BLOCK)

@@ -19,8 +19,9 @@
 //!
 //! The steps up to `Encrypting` are in [`journal`], where everything is on the partition in [`layout`], and the zones are
 //! libcryptsetup's: it records each zone in the header before it touches it, and never overwrites a zone's source before the
-//! header says that the zone is done. (For the one gap in that, see [`journal`] as well.)
+//! header says that the zone is done. (There are two gaps in that, both after the last zone: see [`journal`] and [`closing`].)
 
+mod closing;
 mod content;
 mod device;
 mod error;
@@ -343,6 +344,7 @@ fn finish(
     match metadata.reencryption() {
         Reencryption::None => {}
         Reencryption::Clean => encrypt(device, request, &layout, volume, progress)?,
+        Reencryption::Unclosed => close(device, volume)?,
         Reencryption::Crashed { moved } => {
             progress(Progress::Recovering);
             if moved {
@@ -358,6 +360,12 @@ fn finish(
     }
     journal::clean(device, &layout)?;
     finish_token(&mut Volume::load(device.path())?)
+}
+
+/// From [`Reencryption::Unclosed`]. libcryptsetup has the header in its memory and must not write it any more.
+fn close(device: &Device, volume: Volume) -> Result<(), EncryptError> {
+    drop(volume);
+    closing::close(device)
 }
 
 fn encrypt(

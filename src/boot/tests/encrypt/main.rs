@@ -8,3 +8,5 @@
 
 mod disk;
 mod outcome;
+mod power;
+mod trace;
