@@ -8,7 +8,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    error::{Result, create_dir, run, write},
+    error::{Doing, Error, Result, create_dir, run, write},
     place::{Image, Work},
 };
 
@@ -115,7 +115,22 @@ impl Disk {
         );
         write(&script, commands)?;
         let device = format!("{}?offset={}", self.path.display(), image.state_start);
-        run(Command::new("debugfs").arg("-w").arg("-f").arg(&script).arg(device)).map(drop)
+        run(Command::new("debugfs").arg("-w").arg("-f").arg(&script).arg(&device))?;
+        // debugfs exits with 0 whatever happens.
+        for (path, file) in [
+            ("/boot/vmlinuz", image.kernel.as_path()),
+            ("/boot/initrd", initramfs),
+            ("/boot/grub/grub.cfg", &cfg),
+        ] {
+            let found =
+                run(Command::new("debugfs").arg("-R").arg(format!("stat {path}")).arg(&device))?;
+            let size =
+                std::fs::metadata(file).doing(|| format!("look at {}", file.display()))?.len();
+            if !found.contains(&format!("Size: {size}\n")) {
+                return Err(Error::Setup(format!("{path} is not whole on COS_STATE: {found}")));
+            }
+        }
+        Ok(())
     }
 
     fn splice(&self, file: &Path, offset: u64) -> Result<()> {

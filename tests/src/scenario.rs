@@ -120,7 +120,7 @@ impl Machine {
             words += &format!(" latchkey.encrypt={}", options.join(","));
         }
         let mut vm = self.vm("install")?.append(&words).start()?;
-        let line = vm.wait_for(r"^INSTALL exited with \d+$")?;
+        let line = vm.wait_for_finished(r"^INSTALL exited with \d+$")?;
         let output = vm
             .console()
             .matching("^INSTALL-OUTPUT ")?

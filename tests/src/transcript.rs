@@ -96,18 +96,31 @@ impl Transcript {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first line that matches, as soon as there is one.
+    /// The first line that matches, as soon as there is one, be it unfinished, as prompts are.
     pub fn wait_for(&self, pattern: &str, timeout: Duration) -> Result<Line> {
-        self.wait_for_nth(pattern, 1, timeout)
+        self.wait(pattern, 1, false, timeout)
+    }
+
+    /// The first finished line that matches: for lines that are read, not only waited for.
+    pub fn wait_for_finished(&self, pattern: &str, timeout: Duration) -> Result<Line> {
+        self.wait(pattern, 1, true, timeout)
     }
 
     /// The `n`th line that matches, counted from 1, as soon as there is one.
     pub fn wait_for_nth(&self, pattern: &str, n: usize, timeout: Duration) -> Result<Line> {
+        self.wait(pattern, n, false, timeout)
+    }
+
+    fn wait(&self, pattern: &str, n: usize, finished: bool, timeout: Duration) -> Result<Line> {
         let regex = compile(pattern)?;
         let deadline = Instant::now() + timeout;
         let mut state = self.lock();
         loop {
-            if let Some(line) = state.lines.iter().filter(|l| regex.is_match(&l.text)).nth(n - 1) {
+            let considered =
+                state.lines.len() - usize::from(finished && state.open && !state.ended);
+            let mut matching =
+                state.lines.iter().take(considered).filter(|l| regex.is_match(&l.text));
+            if let Some(line) = matching.nth(n - 1) {
                 return Ok(line.clone());
             }
             let (who, pattern, tail) = (self.who.clone(), pattern.to_owned(), tail(&state.lines));

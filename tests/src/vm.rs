@@ -222,6 +222,11 @@ impl RunningVm {
         self.console.wait_for(pattern, PATIENCE)
     }
 
+    /// Waits for a finished line on the console: for lines that are read, not only waited for.
+    pub fn wait_for_finished(&self, pattern: &str) -> Result<Line> {
+        self.console.wait_for_finished(pattern, PATIENCE)
+    }
+
     /// Types a line at the console, Enter included.
     pub fn type_line(&mut self, line: &str) -> Result<()> {
         self.qemu.write(format!("{line}\n").as_bytes())
@@ -242,7 +247,7 @@ impl RunningVm {
 
     /// Waits for the report of the booted system, and for the machine to be off.
     pub fn report(&mut self) -> Result<Report> {
-        let line = self.wait_for(r"^REPORT \{.*\}$")?;
+        let line = self.wait_for_finished(r"^REPORT \{.*\}$")?;
         let report = Report::parse(&line.text)?;
         self.wait_for_power_off()?;
         Ok(report)
@@ -250,7 +255,7 @@ impl RunningVm {
 
     /// Waits for the exit code of the unlock program in the fast initramfs.
     pub fn unlock_code(&self) -> Result<i32> {
-        let line = self.wait_for(r"initramfs: unlock exited with \d+")?;
+        let line = self.wait_for_finished(r"initramfs: unlock exited with \d+")?;
         line.text
             .split_once("exited with ")
             .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
