@@ -131,8 +131,10 @@ _latchkey_install_network_data() {
 _latchkey_install_units() {
     local _file
     inst_simple "$moddir/latchkey-unlock.service" "$systemdsystemunitdir/latchkey-unlock.service"
-    # Required, not wanted: initrd.target fails with it, and its OnFailure= is dracut's emergency handling.
+    # Required, not wanted: initrd.target fails with it, and its OnFailure= is dracut's emergency handling. The service that
+    # goes on to the new root only waits for initrd.target's end, good or bad, so it has to require ours too.
     $SYSTEMCTL -q --root "$initdir" add-requires initrd.target latchkey-unlock.service
+    $SYSTEMCTL -q --root "$initdir" add-requires initrd-cleanup.service latchkey-unlock.service
 
     # What shows the passphrase prompt on the console, and takes the answer.
     inst_multiple -o systemd-tty-ask-password-agent \
