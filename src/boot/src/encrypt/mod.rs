@@ -127,7 +127,7 @@ pub struct Report {
     pub digest_iterations: u64,
 }
 
-/// What the partition is, without changing anything on it.
+/// What the partition is. Nothing is changed on it, but that libcryptsetup repairs a torn copy of a LUKS2 header by the other one.
 ///
 /// # Errors
 /// [`EncryptError::UnknownContent`], [`EncryptError::Header`] or [`EncryptError::BegunElsewhere`] for what is in none of the

@@ -119,10 +119,12 @@ impl Volume {
                 CryptVolumeKey::empty(),
             )
             .map_err(fault(&path, "add the recovery key"))?;
-        // Tried only when it is named: otherwise each wrong passphrase costs seconds and up to 1 GiB.
+        // The machine's slot goes first wherever no slot is named, and spares its key the seconds and
+        // up to 1 GiB of the recovery slot. That one is not to be ignored: whoever has the recovery key
+        // in hand and a live system in front of him shall not have to know about key slots.
         slots
-            .set_priority(RECOVERY_SLOT, KeyslotPriority::Ignore)
-            .map_err(fault(&path, "set the recovery key's priority"))
+            .set_priority(MACHINE_SLOT, KeyslotPriority::Prefer)
+            .map_err(fault(&path, "set the machine key's priority"))
     }
 
     /// Completes the zone that was being encrypted when the power went.

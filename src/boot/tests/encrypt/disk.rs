@@ -45,8 +45,8 @@ pub(crate) fn ext4(dir: &Path, size: u64, filesystem: u64, label: &str) -> PathB
     path
 }
 
-/// All of the decrypted data.
-pub(crate) fn decrypt(path: &Path, passphrase: &[u8]) -> Vec<u8> {
+/// The first `length` bytes of what is encrypted.
+pub(crate) fn decrypt(path: &Path, passphrase: &[u8], length: usize) -> Vec<u8> {
     let key = volume_key(path, 0, passphrase).unwrap();
     let header = json(path);
     let segments = header["segments"].as_object().unwrap();
@@ -59,7 +59,7 @@ pub(crate) fn decrypt(path: &Path, passphrase: &[u8]) -> Vec<u8> {
     );
     let offset: usize = segment["offset"].as_str().unwrap().parse().unwrap();
 
-    let mut data = fs::read(path).unwrap().split_off(offset);
+    let mut data = fs::read(path).unwrap()[offset..offset + length].to_vec();
     let (data_key, tweak_key) = key.split_at(32);
     let xts = Xts128::new(
         Aes256::new_from_slice(data_key).unwrap(),

@@ -3,13 +3,16 @@
 //!
 //! By default a sample that covers every phase; LATCHKEY_ALL_CUTS=1 takes them all (half an hour).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use kcrypt_discovery_challenger::encrypt::{State, probe};
+use kcrypt_discovery_challenger::encrypt::{EncryptError, Request, State, probe};
+use serde_json::json;
+use tempfile::TempDir;
 
-use crate::disk::{LABEL, MIB, PASSPHRASE, Random, decrypt, ext4, scratch};
+use crate::disk::{LABEL, MIB, PASSPHRASE, Random, decrypt, ext4, json, scratch};
 use crate::outcome::{encrypt, request};
 use crate::trace::{Event, record};
 
@@ -105,19 +108,22 @@ fn write(image: &mut [u8], event: &Event, takes: &mut dyn FnMut(usize) -> bool) 
     }
 }
 
-/// The second run finishes, and nothing is lost.
+/// The next run finishes, and nothing is lost.
 fn check(partition: &Path, cut: &[u8], filesystem: &[u8], context: &dyn std::fmt::Debug) -> State {
     fs::write(partition, cut).unwrap();
     let found = match encrypt(&request(partition)) {
         Ok(report) => report.found,
-        Err(e) => {
-            fs::write("/dev/shm/failed.img", cut).unwrap();
-            panic!("{context:?}: {e}")
-        }
+        Err(e) => panic!("{context:?}: {e}"),
     };
     assert!(matches!(probe(partition).unwrap(), State::Encrypted { .. }), "{context:?}");
-    let data = decrypt(partition, PASSPHRASE);
-    assert!(data[..filesystem.len()] == *filesystem, "{context:?} ({found:?}): data lost");
+    let data = decrypt(partition, PASSPHRASE, filesystem.len());
+    assert!(data == filesystem, "{context:?} ({found:?}): data lost");
+    // As after an undisturbed run: one keyslot, nothing left to do.
+    let header = json(partition);
+    assert_eq!(header["keyslots"].as_object().unwrap().len(), 1, "{context:?}");
+    assert_eq!(header["digests"].as_object().unwrap().len(), 1, "{context:?}");
+    assert_eq!(header["config"].get("requirements"), None, "{context:?}");
+    assert_eq!(header["tokens"]["0"].get("unfinished"), None, "{context:?}");
     found
 }
 
@@ -131,38 +137,201 @@ fn sample(points: Vec<Point>, count: usize) -> Vec<Point> {
     points.into_iter().step_by(step).collect()
 }
 
-#[test]
-fn no_power_cut_loses_data() {
-    let dir = scratch();
-    let path = ext4(dir.path(), SIZE, FILESYSTEM, LABEL);
-    let base = fs::read(&path).unwrap();
-    let filesystem = &base[..FILESYSTEM as usize];
-    let events = trace(&path);
+/// A partition, and what a run on it does.
+struct Run {
+    dir: TempDir,
+    base: Vec<u8>,
+    events: Vec<Event>,
+}
 
+impl Run {
+    fn new() -> Self {
+        let dir = scratch();
+        let path = ext4(dir.path(), SIZE, FILESYSTEM, LABEL);
+        let base = fs::read(&path).unwrap();
+        let events = run_on(&path, &base);
+        Self { dir, base, events }
+    }
+
+    fn filesystem(&self) -> &[u8] {
+        &self.base[..FILESYSTEM as usize]
+    }
+
+    fn partition(&self) -> PathBuf {
+        self.dir.path().join("cut")
+    }
+
+    fn cut(&self, point: Point) -> Vec<u8> {
+        after(&self.base, &self.events, point)
+    }
+
+    /// The first cut that leaves such a partition, and the partition.
+    fn first(&self, such: impl Fn(&Path) -> bool) -> (Point, Vec<u8>) {
+        let found = points(&self.events).into_iter().find_map(|point| {
+            let cut = self.cut(point);
+            fs::write(self.partition(), &cut).unwrap();
+            such(&self.partition()).then_some((point, cut))
+        });
+        found.unwrap()
+    }
+}
+
+/// What a run on this partition does. Looking at a partition is not free of writes (libcryptsetup repairs a header by its other
+/// copy), so it is laid anew.
+fn run_on(path: &Path, base: &[u8]) -> Vec<Event> {
+    fs::write(path, base).unwrap();
+    let events = trace(path);
     // The trace is complete: played back, it gives what the traced program left.
-    let mut image = base.clone();
+    let mut image = base.to_vec();
     for event in &events {
         write(&mut image, event, &mut |_| true);
     }
-    assert!(image == fs::read(&path).unwrap(), "writes were missed");
+    assert!(image == fs::read(path).unwrap(), "writes were missed");
+    events
+}
 
-    let points = points(&events);
+fn is(partition: &Path, state: &State) -> bool {
+    probe(partition).unwrap() == *state
+}
+
+/// The number of the segment that is being encrypted.
+fn hot_segment(partition: &Path) -> Option<String> {
+    if !is(partition, &State::Encrypting) {
+        return None;
+    }
+    let header = json(partition);
+    let segments = header["segments"].as_object().unwrap();
+    let hot = segments.iter().find(|(_, segment)| segment["flags"] == json!(["in-reencryption"]));
+    hot.map(|(number, _)| number.clone())
+}
+
+#[test]
+fn no_power_cut_loses_data() {
+    let run = Run::new();
+    let points = points(&run.events);
     let total = points.len();
-    let mut found = std::collections::BTreeMap::new();
-    let points = sample(points, 60);
-    let partition = dir.path().join("cut");
+    let mut found = BTreeMap::new();
+    let points = sample(points, 40);
     for point in &points {
-        let state = check(&partition, &after(&base, &events, *point), filesystem, point);
+        let state = check(&run.partition(), &run.cut(*point), run.filesystem(), point);
         let name = format!("{state:?}").split([' ', '(']).next().unwrap_or_default().to_owned();
         *found.entry(name).or_insert(0) += 1;
     }
-    let writes = events.iter().filter(|event| **event != Event::Sync).count();
-    println!(
-        "{writes} writes, {} syncs, {total} cuts, {} tried: {found:?}",
-        events.len() - writes,
-        points.len()
-    );
+    let writes = run.events.iter().filter(|event| **event != Event::Sync).count();
+    let (syncs, tried) = (run.events.len() - writes, points.len());
+    println!("{writes} writes, {syncs} syncs, {total} cuts, {tried} tried: {found:?}");
     for state in ["Plain", "HalfInstalled", "Encrypting", "Cleaning", "Encrypted"] {
         assert!(found.contains_key(state), "no cut led to {state}");
     }
+}
+
+#[test]
+fn no_power_cut_in_the_run_after_a_power_cut_loses_data() {
+    let run = Run::new();
+    let moved = |partition: &Path| hot_segment(partition).as_deref() == Some("0");
+    let firsts = [
+        run.first(|partition| is(partition, &State::HalfInstalled)),
+        run.first(|partition| hot_segment(partition).is_some()),
+        // The last zone, whose source libcryptsetup wipes before it has written that it needs it no more.
+        run.first(moved),
+        run.first(|partition| is(partition, &State::Cleaning)),
+    ];
+    for (first, cut) in firsts {
+        let partition = run.dir.path().join("again");
+        fs::write(&partition, &cut).unwrap();
+        let last_zone = moved(&partition);
+        let events = run_on(&partition, &cut);
+        let points = points(&events);
+        let total = points.len();
+        let points = sample(points, if last_zone { 24 } else { 6 });
+        let tried = points.len();
+        for second in points {
+            let twice = after(&cut, &events, second);
+            check(&run.partition(), &twice, run.filesystem(), &(first, second));
+        }
+        println!("after {first:?}: {total} cuts, {tried} tried");
+    }
+}
+
+#[test]
+fn a_volume_that_was_used_between_two_runs_keeps_what_was_written() {
+    let run = Run::new();
+    // Something is written to the beginning of the file system, which at that time is where it was moved to.
+    let (_, mut cut) = run.first(|partition| hot_segment(partition).is_some());
+    fs::write(run.partition(), &cut).unwrap();
+    let header = json(&run.partition());
+    let moved = header["segments"].as_object().unwrap().values();
+    let moved = moved.into_iter().find(|s| s["flags"] == json!(["backup-moved-segment"])).unwrap();
+    let moved: usize = moved["offset"].as_str().unwrap().parse().unwrap();
+    let mut filesystem = run.filesystem().to_vec();
+    for at in [0, 5000, 3 << 20] {
+        cut[moved + at] ^= 0xff;
+        filesystem[at] ^= 0xff;
+    }
+    // The run after that is interrupted, too: in the last zone, and while that is recovered.
+    let partition = run.dir.path().join("again");
+    let events = run_on(&partition, &cut);
+    let second = points(&events).into_iter().find_map(|point| {
+        let twice = after(&cut, &events, point);
+        fs::write(&partition, &twice).unwrap();
+        (hot_segment(&partition).as_deref() == Some("0")).then_some(twice)
+    });
+    let second = second.unwrap();
+    let events = run_on(&partition, &second);
+    for third in sample(points(&events), 6) {
+        let thrice = after(&second, &events, third);
+        check(&run.partition(), &thrice, &filesystem, &third);
+    }
+}
+
+#[test]
+fn what_was_written_over_the_copy_since_is_not_wiped() {
+    let run = Run::new();
+    let (_, mut cut) = run.first(|partition| is(partition, &State::Cleaning));
+    fs::write(run.partition(), &cut).unwrap();
+    let copy =
+        json(&run.partition())["tokens"]["0"]["unfinished"]["copy"].as_str().unwrap().to_owned();
+    // The file system was made larger and has used a piece of it.
+    let used = copy.parse::<usize>().unwrap() + (2 << 20) + 4096;
+    let data = run.base[..8192].iter().map(|byte| byte ^ 0x5a).collect::<Vec<u8>>();
+    cut[used..][..data.len()].copy_from_slice(&data);
+    check(&run.partition(), &cut, run.filesystem(), &"used");
+    assert!(fs::read(run.partition()).unwrap()[used..][..data.len()] == data);
+}
+
+#[test]
+fn with_another_passphrase_nothing_goes_on_and_nothing_is_lost() {
+    let run = Run::new();
+    for state in [State::Encrypting, State::Cleaning] {
+        let (point, cut) = run.first(|partition| is(partition, &state));
+        fs::write(run.partition(), &cut).unwrap();
+        let partition = run.partition();
+        let other = Request { passphrase: b"of another machine", ..request(&partition) };
+        assert!(matches!(encrypt(&other), Err(EncryptError::WrongPassphrase { .. })), "{state:?}");
+        check(&partition, &fs::read(&partition).unwrap(), run.filesystem(), &point);
+    }
+    // Half installed: the file system is restored first, so that any passphrase can begin anew.
+    let (_, cut) = run.first(|partition| is(partition, &State::HalfInstalled));
+    fs::write(run.partition(), &cut).unwrap();
+    let partition = run.partition();
+    let other = Request { passphrase: b"of another machine", ..request(&partition) };
+    assert_eq!(encrypt(&other).unwrap().found, State::HalfInstalled);
+    assert!(decrypt(&partition, other.passphrase, FILESYSTEM as usize) == run.filesystem());
+}
+
+#[test]
+fn a_file_system_that_was_changed_after_a_cut_is_encrypted_as_it_is_then() {
+    // The record is on the disk, and the header's first sector is not: the file system can be mounted, and was.
+    let run = Run::new();
+    let header = run.events.iter().position(
+        |event| matches!(event, Event::Write { offset: 0, data } if data.starts_with(b"LUKS")),
+    );
+    let mut cut = run.cut(Point { event: header.unwrap(), cut: Cut::Between });
+    let mut filesystem = run.filesystem().to_vec();
+    for at in [4096, 1 << 20, 9 << 20] {
+        cut[at] ^= 0xff;
+        filesystem[at] ^= 0xff;
+    }
+    let found = check(&run.partition(), &cut, &filesystem, &"changed");
+    assert!(matches!(found, State::Plain(_)), "{found:?}");
 }
