@@ -178,7 +178,7 @@ pub fn command_name(code: u32) -> &'static str {
 }
 
 fn relay(mut client: UnixStream, upstream: &Path, script: &Mutex<Script>) -> io::Result<()> {
-    let mut tpm = UnixStream::connect(upstream)?;
+    let mut tpm = connect(upstream)?;
     loop {
         let command = read_message(&mut client)?;
         let code = u32::from_be_bytes(command[6..10].try_into().expect("a header has 10 bytes"));
@@ -200,6 +200,17 @@ fn relay(mut client: UnixStream, upstream: &Path, script: &Mutex<Script>) -> io:
             }
         };
         client.write_all(&response)?;
+    }
+}
+
+/// The socket is there a moment before swtpm listens on it.
+fn connect(upstream: &Path) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match UnixStream::connect(upstream) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            connected => return connected,
+        }
     }
 }
 

@@ -1,0 +1,391 @@
+//! The same exchanges as in the boots, without a machine around them: the program of the initramfs, a
+//! software TPM on a unix socket, and the real key server; and a power cut at every step of the first
+//! enrolment.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use latchkey_soft_tpm::SoftTpm;
+use latchkey_tests::kms::{Kms, Volume, secret_yaml};
+use latchkey_tests::place::{Work, target};
+
+const LABEL: &str = "COS_PERSISTENT";
+
+/// A machine's TPM and configuration.
+struct Machine {
+    tpm: SoftTpm,
+    work: Work,
+}
+
+struct Run {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Machine {
+    fn new(name: &str) -> Self {
+        let machine = Self { tpm: SoftTpm::fresh(), work: Work::new(name).unwrap() };
+        std::fs::create_dir(machine.config()).unwrap();
+        machine.configure(None);
+        machine
+    }
+
+    fn config(&self) -> PathBuf {
+        self.work.file("oem")
+    }
+
+    fn configure(&self, server: Option<&str>) {
+        let server =
+            server.map_or_else(String::new, |url| format!("    challenger_server: {url}\n"));
+        let text = format!(
+            "#cloud-config\nkcrypt:\n  challenger:\n    tpm_device: {}\n{server}latchkey:\n  deadline: 20s\n",
+            self.tpm.device()
+        );
+        std::fs::write(self.config().join("99_kcrypt.yaml"), text).unwrap();
+    }
+
+    fn run(&self, arguments: &[&str], stdin: &str) -> Run {
+        let program = target().join("boot/kcrypt-discovery-challenger");
+        let mut child = Command::new(&program)
+            .arg("--config")
+            .arg(self.config())
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("{}: {error}; run image/programs.sh", program.display())
+            });
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let done = child.wait_with_output().unwrap();
+        Run {
+            code: done.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(done.stdout).unwrap(),
+            stderr: String::from_utf8(done.stderr).unwrap(),
+        }
+    }
+
+    fn pubhash(&self) -> String {
+        let device = self.tpm.device();
+        self.run(&["--tpm-device", &device], "").stdout
+    }
+
+    fn get(&self) -> Run {
+        self.run(&["get", "--partition-label", LABEL], "")
+    }
+
+    /// What Kairos' installer does: asks the plugin for a partition that is not encrypted yet.
+    fn enrol(&self) -> (String, String) {
+        let partition =
+            format!(r#"{{\"filesystem_label\":\"{LABEL}\",\"type\":\"ext4\",\"name\":\"vda3\"}}"#);
+        let event = format!(r#"{{"name":"discovery.password","data":"{partition}","file":""}}"#);
+        let run = self.run(&["discovery.password"], &event);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let answer: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+        let text = |key: &str| answer[key].as_str().unwrap().to_owned();
+        (text("data"), text("error"))
+    }
+
+    fn volume<'a>(&self, pubhash: &'a str) -> Volume<'a> {
+        Volume { name: "node-1", tpm_hash: pubhash, secret: None, quarantined: false }
+    }
+}
+
+fn kms(name: &str) -> (Kms, String) {
+    let mut kms = Kms::new(name).unwrap();
+    kms.start().unwrap();
+    let url = format!("http://127.0.0.1:{}", kms.port());
+    (kms, url)
+}
+
+/// An ext4 file system with a file of random bytes, and room after it.
+fn partition(work: &Work) -> (PathBuf, Vec<u8>) {
+    let (image, source) = (work.file("partition"), work.file("source"));
+    std::fs::create_dir(&source).unwrap();
+    let mut data = vec![0; 3 << 20];
+    getrandom::fill(&mut data).unwrap();
+    std::fs::write(source.join("data"), &data).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(96 << 20).unwrap();
+    let made = Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-L", LABEL, "-d"])
+        .arg(&source)
+        .arg(&image)
+        .arg("32M")
+        .status()
+        .unwrap();
+    assert!(made.success());
+    (image, data)
+}
+
+fn opens(image: &Path, passphrase: &str) -> bool {
+    let mut child = Command::new("cryptsetup")
+        .args(["open", "--test-passphrase", "--key-file", "-"])
+        .arg(image)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(passphrase.as_bytes()).unwrap();
+    child.wait().unwrap().success()
+}
+
+/// Decrypts in place and takes the file out again.
+fn content(image: &Path, passphrase: &str) -> Vec<u8> {
+    let header = image.with_extension("header");
+    let mut child = Command::new("cryptsetup")
+        .args([
+            "reencrypt",
+            "-q",
+            "--decrypt",
+            "--force-offline-reencrypt",
+            "--key-file",
+            "-",
+            "--header",
+        ])
+        .arg(&header)
+        .arg(image)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(passphrase.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    let dumped = Command::new("debugfs").args(["-R", "cat data"]).arg(image).output().unwrap();
+    dumped.stdout
+}
+
+#[test]
+fn offline_the_tpm_alone_releases_what_encrypt_made() {
+    let mut machine = Machine::new("x-offline");
+    let (image, data) = partition(&machine.work);
+    assert_eq!(machine.get().code, 31, "nothing is made by asking");
+    let device = image.to_str().unwrap();
+    let encrypted = machine.run(&["encrypt", "--recovery-key", "--device", device, LABEL], "");
+    assert_eq!(encrypted.code, 0, "{}", encrypted.stderr);
+    let recovery = encrypted.stdout.trim().split(' ').nth(1).unwrap().to_owned();
+    machine.tpm.restart();
+    let got = machine.get();
+    assert_eq!(got.code, 0, "{}", got.stderr);
+    assert!(opens(&image, &got.stdout) && opens(&image, &recovery));
+    assert!(!encrypted.stderr.contains(&recovery) && !encrypted.stderr.contains(&got.stdout));
+    let again = machine.run(&["encrypt", "--device", device, LABEL], "");
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert!(content(&image, &got.stdout) == data, "the file is what it was");
+}
+
+#[test]
+fn online_automatic_the_machine_enrols_once_and_is_known_from_then_on() {
+    let machine = Machine::new("x-auto");
+    let (mut kms, url) = kms("x-auto");
+    machine.configure(Some(&url));
+    let pubhash = machine.pubhash();
+
+    let stranger = machine.get();
+    assert_eq!(stranger.code, 30, "{}", stranger.stderr);
+    kms.put_volume(&machine.volume(&pubhash)).unwrap();
+    let unenrolled = wait_for_code(&machine, 31);
+    assert!(unenrolled.stderr.contains("encrypt"), "{}", unenrolled.stderr);
+    assert!(kms.secrets().unwrap().is_empty(), "asking makes nothing");
+
+    let (image, data) = partition(&machine.work);
+    let encrypted = machine.run(&["encrypt", "--device", image.to_str().unwrap(), LABEL], "");
+    assert_eq!(encrypted.code, 0, "{}", encrypted.stderr);
+    let secrets = kms.secrets().unwrap();
+    assert_eq!(secrets.len(), 1);
+    kms.stop();
+    kms.start().unwrap();
+    let got = machine.get();
+    assert_eq!(got.code, 0, "{}", got.stderr);
+    assert!(opens(&image, &got.stdout));
+    assert!(!secrets[0].1.contains(&got.stdout), "the server has no passphrase it could read");
+    assert_eq!(machine.enrol().0, got.stdout);
+    assert_eq!(kms.secrets().unwrap(), secrets, "a second enrolment changes nothing");
+    assert!(content(&image, &got.stdout) == data);
+}
+
+fn wait_for_code(machine: &Machine, code: i32) -> Run {
+    // The server re-reads its store by itself.
+    for _ in 0..50 {
+        let run = machine.get();
+        if run.code == code {
+            return run;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    panic!("the exit code does not become {code}");
+}
+
+#[test]
+fn online_static_an_operators_passphrase_is_released_until_quarantine() {
+    let machine = Machine::new("x-static");
+    let (kms, url) = kms("x-static");
+    machine.configure(Some(&url));
+    let pubhash = machine.pubhash();
+    let volume = Volume { secret: Some(("mysecret", "pass")), ..machine.volume(&pubhash) };
+    kms.put("secret.yaml", &secret_yaml("mysecret", "pass", "an operator's own")).unwrap();
+    kms.put_volume(&volume).unwrap();
+    let got = wait_for_code(&machine, 0);
+    assert_eq!(got.stdout, "an operator's own");
+    kms.put_volume(&Volume { quarantined: true, ..volume }).unwrap();
+    let refused = wait_for_code(&machine, 30);
+    assert!(refused.stderr.contains("quarantine"), "{}", refused.stderr);
+    assert!(refused.stdout.is_empty());
+}
+
+#[test]
+fn another_tpm_gets_neither_the_secret_nor_the_passphrase() {
+    let (machine, thief) = (Machine::new("x-owner"), Machine::new("x-thief"));
+    let (kms, url) = kms("x-thief");
+    machine.configure(Some(&url));
+    thief.configure(Some(&url));
+    let pubhash = machine.pubhash();
+    kms.put_volume(&machine.volume(&pubhash)).unwrap();
+    wait_for_code(&machine, 31);
+    let (passphrase, error) = machine.enrol();
+    assert_eq!((passphrase.len(), error.as_str()), (52, ""));
+    let refused = thief.get();
+    assert_eq!(refused.code, 30, "{}", refused.stderr);
+    // And with the owner's sealed blob in hand it can do nothing either.
+    let thiefs = thief.pubhash();
+    kms.put(
+        "theft.yaml",
+        &Volume {
+            name: "theft",
+            tpm_hash: &thiefs,
+            secret: Some(("node-1-cos-persistent", "passphrase")),
+            quarantined: false,
+        }
+        .yaml(),
+    )
+    .unwrap();
+    let sealed = wait_for_code(&thief, 12);
+    assert!(sealed.stderr.contains("RSA_Decrypt"), "{}", sealed.stderr);
+}
+
+/// Offline: the power goes after each TPM command of the first enrolment in turn.
+#[test]
+fn a_power_cut_at_any_tpm_command_of_the_offline_enrolment_is_made_good() {
+    let mut cuts = 0;
+    loop {
+        let mut machine = Machine::new("x-cut-off");
+        machine.tpm.cut_after(cuts);
+        let (first, _) = machine.enrol();
+        machine.tpm.mend();
+        machine.tpm.restart();
+        let (passphrase, error) = machine.enrol();
+        assert_eq!((passphrase.len(), error.as_str()), (52, ""), "cut after {cuts} commands");
+        assert!(first.is_empty() || first == passphrase, "cut after {cuts} commands");
+        assert_eq!(machine.get().stdout, passphrase, "cut after {cuts} commands");
+        if !first.is_empty() {
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts > 15, "only {cuts} commands");
+    println!("{cuts} cut points");
+}
+
+/// Online: likewise, at each TPM command.
+#[test]
+fn a_power_cut_at_any_tpm_command_of_the_online_enrolment_is_made_good() {
+    let (kms, url) = kms("x-cut-tpm");
+    let mut cuts = 0;
+    loop {
+        let mut machine = Machine::new("x-cut-tpm");
+        machine.configure(Some(&url));
+        let pubhash = machine.pubhash();
+        let name = format!("node-{cuts}");
+        kms.put_volume(&Volume { name: &name, ..machine.volume(&pubhash) }).unwrap();
+        wait_for_code(&machine, 31);
+        machine.tpm.cut_after(cuts);
+        let (first, _) = machine.enrol();
+        machine.tpm.mend();
+        machine.tpm.restart();
+        let (passphrase, error) = machine.enrol();
+        assert_eq!((passphrase.len(), error.as_str()), (52, ""), "cut after {cuts} commands");
+        assert!(first.is_empty() || first == passphrase, "cut after {cuts} commands");
+        if !first.is_empty() {
+            break;
+        }
+        // Every second command: each round makes two RSA keys.
+        cuts += 2;
+    }
+    assert!(cuts > 30, "only {cuts} commands");
+    println!("{cuts} commands, every second one cut");
+}
+
+/// Online: the line goes after each of a row of bytes, in either direction, for good.
+#[test]
+fn a_line_cut_anywhere_in_the_online_enrolment_is_made_good() {
+    let (kms, url) = kms("x-cut-line");
+    let server: SocketAddr = url.trim_start_matches("http://").parse().unwrap();
+    let machine = Machine::new("x-cut-line");
+    let pubhash = machine.pubhash();
+    let mut budget = 0;
+    loop {
+        let name = format!("node-{budget}");
+        kms.put_volume(&Volume { name: &name, ..machine.volume(&pubhash) }).unwrap();
+        machine.configure(Some(&url));
+        wait_for_code(&machine, 31);
+        let line = cutting(server, budget);
+        machine.configure(Some(&format!("http://{line}")));
+        let text = std::fs::read_to_string(machine.config().join("99_kcrypt.yaml")).unwrap();
+        std::fs::write(machine.config().join("99_kcrypt.yaml"), text.replace("20s", "3s")).unwrap();
+        let (first, _) = machine.enrol();
+        machine.configure(Some(&url));
+        let (passphrase, error) = machine.enrol();
+        assert_eq!((passphrase.len(), error.as_str()), (52, ""), "cut after {budget} bytes");
+        assert!(first.is_empty() || first == passphrase, "cut after {budget} bytes");
+        assert_eq!(machine.get().stdout, passphrase, "cut after {budget} bytes");
+        if !first.is_empty() {
+            break;
+        }
+        for (file, _) in kms.secrets().unwrap() {
+            std::fs::remove_file(file).unwrap();
+        }
+        std::fs::remove_file(kms.store().join(format!("{name}.yaml"))).unwrap();
+        budget += 700;
+    }
+    assert!(budget > 5000, "the exchange has more than {budget} bytes");
+}
+
+/// A relay to `server` that stops for good once `budget` bytes have passed, both ways together.
+fn cutting(server: SocketAddr, budget: i64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let left = Arc::new(AtomicI64::new(budget));
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            if left.load(Ordering::SeqCst) <= 0 {
+                continue;
+            }
+            let upstream = TcpStream::connect(server).unwrap();
+            for (from, to) in [(&client, &upstream), (&upstream, &client)] {
+                let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                let left = Arc::clone(&left);
+                std::thread::spawn(move || copy(from, to, &left));
+            }
+        }
+    });
+    address
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, left: &AtomicI64) {
+    let mut buffer = [0; 256];
+    while let Ok(got @ 1..) = from.read(&mut buffer) {
+        let allowed = left.fetch_sub(got as i64, Ordering::SeqCst).clamp(0, got as i64);
+        if to.write_all(&buffer[..allowed as usize]).is_err() || allowed < got as i64 {
+            break;
+        }
+    }
+    for stream in [&from, &to] {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
