@@ -25,6 +25,7 @@ pub(crate) enum Event {
 }
 
 /// Runs the command to its end and returns what it did to `file`.
+#[expect(clippy::zombie_processes, reason = "waitpid() waits for it")]
 pub(crate) fn record(command: &mut Command, file: &Path) -> Vec<Event> {
     let traced = || ptrace::traceme().map_err(Into::into);
     // SAFETY: between fork and exec only ptrace(2) is called, which allocates nothing and takes no lock.
