@@ -49,6 +49,7 @@ pub fn run(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
     // hand.
     set_dumpable(false).map_err(|errno| failed("switch core dumps off", errno.into()))?;
     let credentials = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let _lock = hand_over.lock()?;
     let notify = Notify::from_env()?;
     let mut agent = Agent::new(mesh, hand_over, credentials.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -66,17 +67,13 @@ pub fn run(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
     })
 }
 
-/// Takes the device away, and with it the key of this boot.
-pub fn down(mesh: &Mesh) -> Result<bool> {
-    let mut device = Device::new(&mesh.interface)?;
-    if !device.remove()? {
-        return Ok(false);
-    }
-    std::thread::sleep(5 * SETTLE);
-    if device.exists()? {
-        return Err(Error::StillRunning { interface: mesh.interface.clone() });
-    }
-    Ok(true)
+/// Takes the device away, and with it the key of this boot. `false` if there was none.
+///
+/// # Errors
+/// [`Error::AgentRunning`] if there is an agent, which would put it back.
+pub fn down(mesh: &Mesh, hand_over: &HandOver) -> Result<bool> {
+    let _lock = hand_over.lock()?;
+    Device::new(&mesh.interface)?.remove()
 }
 
 impl Agent {

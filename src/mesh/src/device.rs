@@ -112,10 +112,6 @@ impl Device {
         Watched { name: &self.interface, index: self.index }
     }
 
-    pub fn exists(&mut self) -> Result<bool> {
-        self.link().map(|link| link.is_some())
-    }
-
     fn link(&mut self) -> Result<Option<Link>> {
         let link = self.links.get(&self.interface).map_err(|source| {
             failed(format!("look for the interface {}", self.interface), source)

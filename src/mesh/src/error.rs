@@ -70,11 +70,8 @@ pub enum Error {
     #[error("cannot give {interface} the address {address}: {source}{}", family_hint(.address))]
     Address { interface: String, address: IpAddr, source: io::Error },
 
-    #[error(
-        "{interface} is back after it was removed: a running agent repairs it; stop it first \
-         (systemctl stop latchkey)"
-    )]
-    StillRunning { interface: String },
+    #[error("an agent is running; stop it first (systemctl stop latchkey)")]
+    AgentRunning,
 
     #[error("cannot {action}: {source}")]
     Kernel { action: String, source: io::Error },
@@ -96,7 +93,7 @@ impl Error {
         match self {
             Self::PublicKey
             | Self::File { .. }
-            | Self::StillRunning { .. }
+            | Self::AgentRunning
             | Self::Output(_)
             | Self::Json(_)
             | Self::Notify { .. } => 1,

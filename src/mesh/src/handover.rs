@@ -90,6 +90,23 @@ impl HandOver {
         self.directory.join("timeline.json")
     }
 
+    /// The right to be the agent of this machine, until dropped or the process ends. `None` if
+    /// there is no hand-over to lock; two agents would then still do the same to the device.
+    ///
+    /// # Errors
+    /// [`Error::AgentRunning`] if another process has it.
+    pub fn lock(&self) -> Result<Option<fs::File>> {
+        let directory = match fs::File::open(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|source| file("open", &self.directory, source))?,
+        };
+        match directory.try_lock() {
+            Ok(()) => Ok(Some(directory)),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::AgentRunning),
+            Err(fs::TryLockError::Error(source)) => Err(file("lock", &self.directory, source)),
+        }
+    }
+
     /// The identity: from systemd's directory of credentials if there is one, else as it was handed
     /// over. `None` if it is gone.
     pub fn identity(&self, credentials: Option<&Path>) -> Result<Option<Identity>> {

@@ -21,8 +21,8 @@ use nix::sys::stat::fstat;
 #[derive(Debug, Parser)]
 #[command(name = "latchkey", version)]
 struct Arguments {
-    /// Read cloud-config below these directories only.
-    #[arg(long, global = true, value_name = "DIR", num_args = 1.., default_values = DIRS)]
+    /// Read cloud-config below this directory instead; may be given more than once.
+    #[arg(long, global = true, value_name = "DIR", default_values = DIRS)]
     cloud_config: Vec<PathBuf>,
 
     #[command(subcommand)]
@@ -79,7 +79,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mesh = || mesh(&arguments.cloud_config);
     match &arguments.verb {
         Verb::Agent { down: false } => agent::run(&mesh()?, &hand_over)?,
-        Verb::Agent { down: true } => take_down(&mesh()?)?,
+        Verb::Agent { down: true } => take_down(&mesh()?, &hand_over)?,
         Verb::Status { json } => return show_status(&Status::read(&mesh()?, &hand_over)?, *json),
         Verb::Handover(HandoverVerb::Check) => return check(mesh(), &hand_over),
         Verb::Handover(HandoverVerb::Forget { credentials }) => {
@@ -94,8 +94,8 @@ fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
     latchkey_config::load(&directories)?.mesh.ok_or(Error::NotConfigured)
 }
 
-fn take_down(mesh: &Mesh) -> Result<()> {
-    if agent::down(mesh)? {
+fn take_down(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
+    if agent::down(mesh, hand_over)? {
         log::info!(
             "{} is gone, and the key of this boot with it: the next one comes with the next boot",
             mesh.interface
@@ -118,14 +118,19 @@ fn show_status(status: &Status, json: bool) -> Result<ExitCode> {
 /// No mesh wanted, or a boot that rightly has no identity, is no failure of the service. All else
 /// is: the agent will say which.
 fn check(mesh: Result<Mesh>, hand_over: &HandOver) -> Result<ExitCode> {
-    let idle = match mesh {
-        Err(Error::NotConfigured) => Some(Error::NotConfigured.to_string()),
-        _ => hand_over.reason_to_stay_idle()?,
+    let (level, reason) = match mesh {
+        Err(not_configured @ Error::NotConfigured) => {
+            // The initramfs saw another configuration. Nobody will take what it handed over.
+            handover::forget(hand_over, None)?;
+            (log::Level::Info, not_configured.to_string())
+        }
+        _ => match hand_over.reason_to_stay_idle() {
+            Ok(Some(reason)) => (log::Level::Warn, reason),
+            Ok(None) | Err(_) => return Ok(ExitCode::SUCCESS),
+        },
     };
-    Ok(idle.map_or(ExitCode::SUCCESS, |reason| {
-        log::warn!("the agent stays off: {reason}");
-        ExitCode::FAILURE
-    }))
+    log::log!(level, "the agent stays off: {reason}");
+    Ok(ExitCode::FAILURE)
 }
 
 /// `JOURNAL_STREAM` names the journal's socket (systemd.exec(5)), but it is inherited by programs

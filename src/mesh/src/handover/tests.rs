@@ -212,3 +212,13 @@ fn forgetting_follows_no_link() {
     assert!(remove_copies(&boot.hand_over, None).is_err());
     assert!(fs::read_to_string(victim).unwrap().contains("fleet-a"));
 }
+
+#[test]
+fn there_is_one_agent() {
+    let boot = Boot::new();
+    let lock = boot.hand_over.lock().unwrap();
+    assert!(matches!(boot.hand_over.lock(), Err(Error::AgentRunning)));
+    drop(lock);
+    assert!(boot.hand_over.lock().unwrap().is_some());
+    assert!(HandOver::at("/nonexistent").lock().unwrap().is_none());
+}

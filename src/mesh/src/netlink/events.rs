@@ -107,3 +107,45 @@ impl Watched<'_> {
         link.attributes.iter().any(name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::address::AddressMessage;
+
+    use super::*;
+
+    const WATCHED: Watched<'_> = Watched { name: "wg-latchkey", index: 7 };
+
+    fn link(index: u32, name: &str) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::Mtu(1420), LinkAttribute::IfName(name.into())];
+        link
+    }
+
+    fn address(index: u32) -> AddressMessage {
+        let mut address = AddressMessage::default();
+        address.header.index = index;
+        address
+    }
+
+    #[test]
+    fn only_the_own_interface_counts() {
+        use RouteNetlinkMessage::{DelAddress, DelLink, NewAddress, NewLink};
+        let cases = [
+            (NewLink(link(7, "wg-latchkey")), true),
+            (DelLink(link(7, "wg-latchkey")), true),
+            (NewLink(link(7, "renamed")), true),
+            (NewLink(link(8, "wg-latchkey")), true), // made again
+            (NewLink(link(8, "veth0")), false),
+            (DelLink(link(8, "wg-latchkey2")), false),
+            (NewAddress(address(7)), true),
+            (DelAddress(address(7)), true),
+            (NewAddress(address(8)), false),
+        ];
+        for (message, counts) in cases {
+            let payload = NetlinkPayload::InnerMessage(message);
+            assert_eq!(WATCHED.concerned_by(&payload), counts, "{payload:?}");
+        }
+    }
+}

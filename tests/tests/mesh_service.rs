@@ -1,0 +1,196 @@
+//! The mesh service in a booted machine: it takes its identity and leaves no copy, survives restarts without touching the
+//! device, repairs what others change, and says clearly what is wrong.
+
+use std::process::Command;
+
+use latchkey_tests::{
+    disk::{Disk, Persistent},
+    error::{Result, run, write},
+    place::{Image, Work},
+    scenario::{CloudConfig, Machine},
+    transcript::Transcript,
+};
+
+const UNIT: &str = "\
+[Unit]
+Description=Try latchkey.service in all ways, and stop
+After=latchkey.service local-fs.target
+Before=latchkey-test-report.service
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /usr/lib/latchkey-test/mesh
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/console
+TimeoutStartSec=300
+";
+
+/// What the machine does. Each line `MESH name: value` is asserted below.
+const SCRIPT: &str = r#"
+say() { echo "MESH $1: $2"; }
+property() { systemctl show latchkey --property "$1" --value; }
+service() { echo "$(property ActiveState) $(property Result)"; }
+address() { ip -brief address show wg-latchkey | awk '{print $3, $4}' | sed 's/ $//'; }
+index() { cat /sys/class/net/wg-latchkey/ifindex; }
+# `latchkey ARGUMENTS` with its exit code, and the words in its answer that matter.
+latchkey_says() { answer=$(latchkey $2 2>&1); say "$1" "$? $(grep -oE "$3" <<<"$answer" | head -n1)"; }
+# Waits until a command succeeds.
+until_true() { for _ in $(seq 300); do "$@" && return; sleep 0.2; done; }
+
+key=$(wg show wg-latchkey private-key)
+key_is_there() { [ "$(wg show wg-latchkey private-key)" = "$key" ]; }
+address=$(address)
+address_is_back() { [ "$(address)" = "$address" ]; }
+# Files with the private key, below /run as the host and as the service see it.
+copies() {
+    local pid; pid=$(property MainPID)
+    local seen=/run; [ "$pid" = 0 ] || seen="/run /proc/$pid/root/run /proc/$pid/root/tmp"
+    grep -rlsF -e "$key" $seen | tr '\n' ' '
+}
+
+echo "$key" >/run/planted; say planted "$(copies | wc -w)"; rm /run/planted
+say "after boot" "$(service) [$(copies)]"
+say "files" "$(cd /run/latchkey && echo *)"
+say "credentials" "$(ls /run/credentials/latchkey.service | wc -l)"
+say "derived address" "$(address | grep -cE '^fd10:[0-9a-f:]+/16$')"
+
+# A peer that nobody told the agent about, to see that an adopted device keeps what it has.
+wg set wg-latchkey peer "$(wg genkey | wg pubkey)" allowed-ips fd10::1/128
+before=$(index); ip monitor link address >/tmp/events & monitor=$!
+# Set again and again until the monitor shows it: from then on it misses nothing.
+heard() { ip link set wg-latchkey alias "try $RANDOM"; [ -s /tmp/events ]; }
+until_true heard; sleep 0.5; heard=$(wc -c </tmp/events)
+systemctl restart latchkey; sleep 0.5; kill $monitor
+say "after restart" "$(service) [$(copies)]"
+say "monitored" "$([ "$heard" -gt 0 ] && echo yes)"
+say "bytes of events in a restart" "$(($(wc -c </tmp/events) - heard))"
+say "same device" "$([ "$before" = "$(index)" ] && key_is_there && wg show wg-latchkey peers | wc -l)"
+
+systemctl stop latchkey
+say "after stop" "$(service) [$(copies)]"
+say "stopped, the device stays" "$(key_is_there && address_is_back && echo yes)"
+systemctl start latchkey
+say "after start" "$(service) [$(copies)]"
+kill -9 "$(property MainPID)"; until_true systemctl is-active --quiet latchkey
+say "after kill" "$(service) [$(copies)]"
+
+ip address flush dev wg-latchkey; until_true address_is_back; say "address repaired" "$(address_is_back && echo yes)"
+ip address add 10.9.9.9/24 dev wg-latchkey; until_true address_is_back; say "foreign address removed" "$(address_is_back && echo yes)"
+ip link delete wg-latchkey; until_true key_is_there; until_true address_is_back; say "device repaired" "$(key_is_there && address_is_back && echo yes)"
+
+latchkey_says "status" "status" "private key: .hidden."
+latchkey_says "down beside the agent" "agent --down" "an agent is running"
+latchkey_says "agent beside the agent" "agent" "an agent is running"
+answer=$(setpriv --bounding-set=-net_admin latchkey status 2>&1); say "status without the capability" "$? $(grep -o CAP_NET_ADMIN <<<"$answer")"
+
+systemctl stop latchkey
+latchkey_says "down" "agent --down" "wg-latchkey is gone"
+say "no device" "$(ip link show wg-latchkey 2>&1 | grep -c 'does not exist')"
+latchkey_says "down again" "agent --down" "there is no wg-latchkey"
+latchkey_says "status without a device" "status" "device: none"
+systemctl start latchkey
+say "started without an identity" "$(property ActiveState) $(property ExecMainStatus) [$(copies)]"
+
+ip link set eth0 down; ip link set eth0 name wg-latchkey
+latchkey_says "name taken" "agent" "exists, but is hardware, not a WireGuard device"
+latchkey_says "down of another's" "agent --down" "exists, but is hardware"
+ip link set wg-latchkey name eth0
+
+# An identity by hand, as the initramfs leaves it.
+hand_over() {
+    rm -f /run/latchkey/handover.json
+    printf '{"version":1,"network":"%s","private_key":"%s","volume":"v"}' "$1" "$key" >/run/latchkey/identity
+}
+hand_over another; latchkey_says "another network" "agent" "was made for network .another."
+hand_over fleet-a
+rmmod wireguard; mv /usr/lib/modules/"$(uname -r)"/kernel/drivers/net/wireguard /root/module
+latchkey_says "no module" "agent" "this kernel has no WireGuard"
+mv /root/module /usr/lib/modules/"$(uname -r)"/kernel/drivers/net/wireguard
+systemctl reset-failed latchkey; systemctl start latchkey
+say "module loaded from the sandbox" "$(service) $(lsmod | grep -c '^wireguard ') [$(copies)]"
+# An identity in a system that wants no mesh: nobody would take it.
+systemctl stop latchkey; hand_over fleet-a
+latchkey_says "no mesh" "--cloud-config /nonexistent handover check" "no mesh is configured"
+say "after no mesh" "[$(copies)]"
+say "journal" "$(journalctl --boot --output=cat | grep -cF -e "$key")"
+say done yes
+systemctl poweroff -ff
+"#;
+
+/// What the lines must say, in their order.
+const EXPECTED: &[(&str, &str)] = &[
+    ("planted", "2"), // once as the host sees it, once as the service does
+    ("after boot", "active success []"),
+    ("files", "handover.json timeline.json"),
+    ("credentials", "0"),
+    ("derived address", "1"),
+    ("after restart", "active success []"),
+    ("monitored", "yes"),
+    ("bytes of events in a restart", "0"),
+    ("same device", "1"),
+    ("after stop", "inactive success []"),
+    ("stopped, the device stays", "yes"),
+    ("after start", "active success []"),
+    ("after kill", "active success []"),
+    ("address repaired", "yes"),
+    ("foreign address removed", "yes"),
+    ("device repaired", "yes"),
+    ("status", "0 private key: (hidden)"),
+    ("down beside the agent", "1 an agent is running"),
+    ("agent beside the agent", "1 an agent is running"),
+    ("status without the capability", "60 CAP_NET_ADMIN"),
+    ("down", "0 wg-latchkey is gone"),
+    ("no device", "1"),
+    ("down again", "0 there is no wg-latchkey"),
+    ("status without a device", "3 device: none"),
+    ("started without an identity", "failed 50 []"),
+    ("name taken", "62 exists, but is hardware, not a WireGuard device"),
+    ("down of another's", "62 exists, but is hardware"),
+    ("another network", "10 was made for network \"another\""),
+    ("no module", "61 this kernel has no WireGuard"),
+    ("module loaded from the sandbox", "active success 1 []"),
+    ("no mesh", "1 no mesh is configured"),
+    ("after no mesh", "[]"),
+    ("journal", "0"),
+    ("done", "yes"),
+];
+
+#[test]
+fn the_service_keeps_the_device_and_no_copy_of_the_key() -> Result<()> {
+    let machine = Machine::new("mesh", &CloudConfig::offline(), Persistent::Plain)?;
+    assert_eq!(machine.install(&[])?.code, 0);
+    put_on_root(&machine.disk)?;
+
+    let vm = machine.vm("boot")?.append("systemd.wants=latchkey-test-mesh.service");
+    let mut vm = vm.start()?;
+    vm.wait_for_power_off()?;
+    assert_eq!(said(vm.console())?, EXPECTED.iter().map(line).collect::<Vec<_>>());
+    Ok(())
+}
+
+fn line((name, value): &(&str, &str)) -> String {
+    format!("MESH {name}: {value}")
+}
+
+fn said(console: &Transcript) -> Result<Vec<String>> {
+    Ok(console
+        .matching("^MESH ")?
+        .into_iter()
+        .map(|line| line.text.trim_end().to_owned())
+        .collect())
+}
+
+/// Writes unit and script into the root file system of a disk.
+fn put_on_root(disk: &Disk) -> Result<()> {
+    let work = Work::new("mesh-script")?;
+    write(&work.file("unit"), UNIT)?;
+    write(&work.file("script"), SCRIPT)?;
+    let commands = format!(
+        "write {} /usr/lib/systemd/system/latchkey-test-mesh.service\nwrite {} /usr/lib/latchkey-test/mesh\n",
+        work.file("unit").display(),
+        work.file("script").display(),
+    );
+    write(&work.file("debugfs"), commands)?;
+    let root = format!("{}?offset={}", disk.path().display(), Image::get()?.state_start);
+    run(Command::new("debugfs").arg("-w").arg("-f").arg(work.file("debugfs")).arg(root)).map(drop)
+}
