@@ -58,6 +58,13 @@ impl Image {
             .map_err(|e| Error::Setup(e.clone()))
     }
 
+    /// The path of dracut's own initramfs with our module; `variant` as image/dracut-initramfs.sh names them.
+    pub fn dracut(variant: &str) -> Result<PathBuf> {
+        Self::get()?;
+        let path = run(Command::new(project().join("image/dracut-initramfs.sh")).arg(variant))?;
+        Ok(PathBuf::from(path.trim_end()))
+    }
+
     fn build() -> Result<Self> {
         let script = |name: &str| project().join("image").join(name);
         if env::var_os("LATCHKEY_NO_BUILD").is_none() {

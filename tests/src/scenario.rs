@@ -84,6 +84,17 @@ pub struct Installed {
 }
 
 impl Installed {
+    /// Follows an install boot until the machine is off.
+    pub fn follow(vm: &mut RunningVm) -> Result<Self> {
+        let line = vm.wait_for_finished(r"^INSTALL exited with \d+$")?;
+        let output = vm.console().matching("^INSTALL-OUTPUT ")?;
+        let output = output.iter().map(|l| l.text.trim_start_matches("INSTALL-OUTPUT ").to_owned());
+        let output = output.collect();
+        vm.wait_for_power_off()?;
+        let code = line.text.rsplit(' ').next().and_then(|n| n.parse().ok());
+        Ok(Self { code: code.ok_or_else(|| Error::Report(line.text.clone()))?, output })
+    }
+
     /// The recovery key that `encrypt --recovery-key` printed: eight groups of eight letters, as systemd's are.
     pub fn recovery_key(&self) -> Option<String> {
         let is_key = |w: &&str| {
@@ -113,23 +124,18 @@ impl Machine {
             .tpm(&self.tpm))
     }
 
-    /// Boots the live system and runs `encrypt OPTIONS COS_PERSISTENT` in it.
-    pub fn install(&self, options: &[&str]) -> Result<Installed> {
+    /// Boots the live system, which runs `encrypt OPTIONS COS_PERSISTENT`; follow it with [`Installed::follow`].
+    pub fn installing(&self, options: &[&str]) -> Result<RunningVm> {
         let mut words = String::from("latchkey.test=install");
         if !options.is_empty() {
             words += &format!(" latchkey.encrypt={}", options.join(","));
         }
-        let mut vm = self.vm("install")?.append(&words).start()?;
-        let line = vm.wait_for_finished(r"^INSTALL exited with \d+$")?;
-        let output = vm
-            .console()
-            .matching("^INSTALL-OUTPUT ")?
-            .into_iter()
-            .map(|l| l.text.trim_start_matches("INSTALL-OUTPUT ").to_owned())
-            .collect();
-        vm.wait_for_power_off()?;
-        let code = line.text.rsplit(' ').next().and_then(|n| n.parse().ok());
-        Ok(Installed { code: code.ok_or_else(|| Error::Report(line.text.clone()))?, output })
+        self.vm("install")?.append(&words).start()
+    }
+
+    /// An install boot from beginning to end.
+    pub fn install(&self, options: &[&str]) -> Result<Installed> {
+        Installed::follow(&mut self.installing(options)?)
     }
 
     /// Makes the disk boot by itself through GRUB, with this initramfs or the fast one.

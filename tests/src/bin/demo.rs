@@ -11,12 +11,16 @@ use latchkey_tests::{
     error::{Error, Result},
     kms::{Kms, Volume},
     place::Image,
-    scenario::{CloudConfig, Machine, Mesh, Unlocked},
+    scenario::{CloudConfig, Installed, Machine, Mesh, Unlocked},
+    vm::{Boot, RunningVm},
 };
 use tell::{Teller, chart};
 
 /// What is worth repeating of a machine's console.
-const CONSOLE: &str = "latchkey|INSTALL|initramfs:|GRUB|(?i)recovery";
+const CONSOLE: &str = "latchkey: ";
+const PROMPT: &str = "Recovery passphrase";
+/// systemd in the initramfs, the network by systemd-networkd: the commonest of the initramfs that dracut makes.
+const INITRAMFS: &str = "sysd-networkd";
 
 fn main() -> ExitCode {
     let teller = Teller::new();
@@ -38,40 +42,32 @@ fn main() -> ExitCode {
 fn story(teller: &Teller) -> Result<()> {
     teller.chapter("The parts");
     let image = Image::get()?;
+    Image::dracut(INITRAMFS)?;
     teller.say(&format!(
-        "disk image and initramfs are built; the guest's kernel is {}",
+        "a disk image and dracut's initramfs with module 50latchkey; the machine's kernel will be {}",
         image.kernel_version
     ));
     let mut kms = Kms::new("demo")?;
-    let machine = Machine::new("demo", &CloudConfig::online(&kms.url()), Persistent::Plain)?;
-    teller.say(&format!(
-        "a new TPM; its hash, the machine's name for the key server, is {}",
-        machine.tpm.pubhash()
-    ));
-    let volume = Volume {
-        name: "demo-machine",
-        tpm_hash: machine.tpm.pubhash(),
-        secret: None,
-        quarantined: false,
-    };
+    let machine = Machine::new("demo", &CloudConfig::of(&kms), Persistent::Plain)?;
+    let hash = machine.tpm.pubhash();
+    teller.say(&format!("a new TPM; by this hash the key server will know the machine: {hash}"));
+    let volume = Volume { name: "demo-machine", tpm_hash: hash, secret: None, quarantined: false };
     kms.put_volume(&volume)?;
     kms.start()?;
-    teller.say(&format!(
-        "latchkey-kms listens; its store has one manifest, SealedVolume {}",
-        volume.name
-    ));
-    let _server = teller.relay("server", kms.log()?, ".");
+    teller.say("a key server; its store holds one manifest, SealedVolume demo-machine");
+    let _server = teller.relay("server", kms.log()?, "request|INFO  listening|ERROR");
 
-    teller.chapter("Installation: COS_PERSISTENT is encrypted in place");
+    teller.chapter("Installation");
     let recovery = install(teller, &kms, &machine)?;
 
     teller.chapter("The machine boots, and lets itself in");
-    let boot = {
-        let mut vm = machine.vm("boot")?.secret(&recovery).start()?;
-        let _console = teller.relay("machine", vm.console(), CONSOLE);
-        teller.say("power on");
-        Unlocked::follow(&mut vm, Mesh::Up, &[&recovery])?
-    };
+    teller.say("power on: firmware, kernel, dracut's initramfs with systemd and systemd-networkd");
+    let mut vm = power_on(&machine, "boot", &recovery)?;
+    let console = teller.relay("machine", vm.console(), CONSOLE);
+    vm.wait_for(PROMPT)?;
+    teller.say("the console takes the recovery passphrase from now on; nobody is there to type it");
+    let boot = Unlocked::follow(&mut vm, Mesh::Up, &[&recovery])?;
+    drop((console, vm));
     tell_unlocked(teller, &boot);
 
     teller.chapter("The same machine, quarantined");
@@ -79,17 +75,14 @@ fn story(teller: &Teller) -> Result<()> {
     teller.say(
         "the operator sets `quarantined: true` in the manifest; the machine is powered on again",
     );
-    let refused = {
-        let mut vm = machine.vm("quarantined")?.secret(&recovery).start()?;
-        let _console = teller.relay("machine", vm.console(), CONSOLE);
-        vm.wait_for("latchkey: .*quarantined")?;
-        teller
-            .say("refused. COS_PERSISTENT stays closed, and the console asks for the recovery key");
-        vm.wait_for("(?i)recovery.*: ?$")?;
-        vm.type_line(&recovery)?;
-        teller.say("someone types the recovery key");
-        Unlocked::follow(&mut vm, Mesh::None, &[&recovery])?
-    };
+    let mut vm = power_on(&machine, "quarantined", &recovery)?;
+    let console = teller.relay("machine", vm.console(), CONSOLE);
+    vm.wait_for("latchkey: .*quarantined")?;
+    vm.wait_for(PROMPT)?;
+    teller.say("refused: COS_PERSISTENT stays closed. Somebody comes, and types the recovery key");
+    vm.type_line(&recovery)?;
+    let refused = Unlocked::follow(&mut vm, Mesh::None, &[&recovery])?;
+    drop((console, vm));
     tell_unlocked(teller, &refused);
 
     teller.chapter("Timeline of the boot that let itself in");
@@ -97,51 +90,55 @@ fn story(teller: &Teller) -> Result<()> {
     Ok(())
 }
 
+/// Boots the installed machine as an operator's would: dracut's initramfs, and the network in it because of `rd.neednet=1`.
+fn power_on(machine: &Machine, step: &str, recovery: &str) -> Result<RunningVm> {
+    let boot = Boot::Kernel { initramfs: Image::dracut(INITRAMFS)? };
+    let vm = machine.vm(step)?.boot(boot).append("rd.neednet=1 ip=dhcp").cpus(2).memory_mib(640);
+    vm.secret(recovery).start()
+}
+
 /// The install boot; the recovery key that it printed.
 fn install(teller: &Teller, kms: &Kms, machine: &Machine) -> Result<String> {
-    teller.say("the installer's system boots and runs `kcrypt-discovery-challenger encrypt --recovery-key COS_PERSISTENT`");
-    let installed = machine.install(&["--recovery-key"])?;
+    teller.say("the installer's system starts, and calls `kcrypt-discovery-challenger encrypt --recovery-key`");
+    let mut vm = machine.installing(&["--recovery-key"])?;
+    let console = teller.relay("machine", vm.console(), CONSOLE);
+    let installed = Installed::follow(&mut vm)?;
+    drop((console, vm));
     if installed.code != 0 {
-        return Err(Error::Setup(format!(
-            "encrypt exited with {}: {:?}",
-            installed.code, installed.output
-        )));
+        let what = format!("encrypt exited with {}: {:?}", installed.code, installed.output);
+        return Err(Error::Setup(what));
     }
     for line in &installed.output {
-        teller.say(&format!("    installer | {line}"));
+        teller.say(&format!("the recovery key, this once: {line}"));
     }
     for (file, _) in kms.secrets()? {
-        let name = file.rsplit('/').next().unwrap_or_default().to_owned();
-        teller.say(&format!(
-            "the server's store has got {name}: a passphrase that only this TPM can read"
-        ));
+        let name = file.rsplit('/').next().unwrap_or_default();
+        teller.say(&format!("new in the server's store: {name}, which only this TPM can read"));
     }
-    installed
-        .recovery_key()
-        .ok_or_else(|| Error::Setup(format!("no recovery key in {:?}", installed.output)))
+    let none = || Error::Setup(format!("no recovery key in {:?}", installed.output));
+    installed.recovery_key().ok_or_else(none)
 }
 
 fn tell_unlocked(teller: &Teller, boot: &Unlocked) {
     let r = &boot.report;
     teller.say(&format!(
-        "{} is mounted, its data is intact (sha256 {}…), boots counted on it: {}",
+        "root switched. {} is mounted, what was on it before is intact (sha256 {}…), and it counts boot {}",
         r.persistent.source.as_deref().unwrap_or("?"),
         r.persistent.data_sha256.as_deref().and_then(|h| h.get(..12)).unwrap_or("?"),
         r.persistent.boots.unwrap_or(0)
     ));
     if let Some(w) = &r.wireguard {
-        teller.say(&format!(
-            "{} is up: {}, port {}, key {}",
-            w.interface,
-            w.addresses.join(", "),
-            w.listen_port,
-            w.public_key
-        ));
+        let (name, key, port) = (&w.interface, &w.public_key, w.listen_port);
+        teller.say(&format!("{name} is up: {}, port {port}, key {key}", w.addresses.join(", ")));
+    } else {
+        teller.say(
+            "no mesh interface: a machine that the server refuses has no identity in the mesh",
+        );
     }
+    let l = &r.leaks;
+    let secrets = l.secrets.iter().filter(|s| *s != "planted").count();
     teller.say(&format!(
-        "searched {} files, {} processes and the journal for {} secrets: found none",
-        r.leaks.files,
-        r.leaks.processes,
-        r.leaks.secrets.len() - 1
+        "{} files below /run, {} processes and the journal searched for {secrets} secret(s): found in none",
+        l.files, l.processes
     ));
 }

@@ -12,6 +12,9 @@ use std::{
 use latchkey_tests::{scenario::Unlocked, transcript::Transcript};
 use regex_lite::Regex;
 
+/// How often a relay looks for new lines.
+const POLL: Duration = Duration::from_millis(15);
+
 /// The teller: knows when the demo began.
 pub(crate) struct Teller {
     began: Instant,
@@ -27,6 +30,8 @@ impl Teller {
     }
 
     pub(crate) fn say(&self, text: &str) {
+        // What was said before this is to stand before it.
+        thread::sleep(3 * POLL);
         println!("[{:6.1} s] {text}", self.began.elapsed().as_secs_f64());
     }
 
@@ -41,15 +46,16 @@ impl Teller {
                 let last = stopped.load(Ordering::Relaxed);
                 for line in transcript.from(told) {
                     told += 1;
-                    let text = line.text.trim();
-                    if regex.as_ref().is_ok_and(|r| r.is_match(text)) {
+                    let is_for_us = line.text.starts_with("REPORT ");
+                    if !is_for_us && regex.as_ref().is_ok_and(|r| r.is_match(&line.text)) {
+                        let text = shortened(&line.text);
                         println!("[{:6.1} s]     {who:>7} | {text}", began.elapsed().as_secs_f64());
                     }
                 }
                 if last {
                     return;
                 }
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(POLL);
             }
         });
         Relay { stop, thread: Some(thread) }
@@ -76,6 +82,21 @@ impl Drop for Relay {
     }
 }
 
+/// A log line without what the demo's reader has no use for: times, who logs, long hashes and ids.
+fn shortened(line: &str) -> String {
+    let line = line.rsplit_once("latchkey: ").map_or(line, |(_, said)| said);
+    let is_hash = |w: &str| w.len() == 64 && w.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_noise = |w: &&str| {
+        ["uuid=", "name=", "label=", "peer="].iter().any(|n| w.starts_with(n))
+            || w.ends_with('Z') && w.starts_with("20")
+    };
+    let shorten = |w: &str| {
+        let hash = w.rsplit('=').next().filter(|h| is_hash(h));
+        hash.and_then(|h| h.get(12..)).map_or_else(|| w.to_owned(), |rest| w.replace(rest, "…"))
+    };
+    line.split_whitespace().filter(|w| !is_noise(w)).map(shorten).collect::<Vec<_>>().join(" ")
+}
+
 /// Characters of the chart's bars.
 const WIDTH: u64 = 56;
 
@@ -84,7 +105,8 @@ pub(crate) fn chart(boot: &Unlocked) {
     let mut bars: Vec<(String, u64, u64)> = Vec::new();
     let first = boot.timeline.steps.iter().map(|s| s.at_ms).min().unwrap_or(0);
     bars.push(("kernel, initramfs".into(), 0, first));
-    bars.extend(boot.timeline.steps.iter().map(|s| (s.name.clone(), s.at_ms, s.at_ms + s.took_ms)));
+    let steps = boot.timeline.steps.iter().filter(|s| s.name != "start" && s.name != "end");
+    bars.extend(steps.map(|s| (s.name.clone(), s.at_ms, s.at_ms + s.took_ms)));
     let unlocked = bars.iter().map(|b| b.2).max().unwrap_or(first);
     let m = &boot.report.milestones;
     if let Some(system) = m.system_ms {
