@@ -28,7 +28,12 @@ put() {
 
 install_grub() {
     core=$1.core
-    grub-mkimage -O i386-pc -d "$grub" -p '(hd0,gpt2)/boot/grub' -o "$core" \
+    # Before grub.cfg is looked for, so that GRUB can say on the serial console that it finds none.
+    cat >"$1.early" <<G
+serial --unit=0
+terminal_output serial
+G
+    grub-mkimage -O i386-pc -d "$grub" -c "$1.early" -p '(hd0,gpt2)/boot/grub' -o "$core" \
         biosdisk part_gpt ext2 normal linux serial terminal echo test search search_label loadenv regexp configfile minicmd
     # diskboot.img, the first sector of the core: where the rest of it begins (its length is already there).
     le64 $((GRUB_START / 512 + 1)) | put "$core" $((0x1f4))
@@ -36,7 +41,7 @@ install_grub() {
     # boot.img without its partition table, and in it the sector of the core.
     head -c 440 "$grub/boot.img" | dd of="$1" conv=notrunc status=none
     le64 $((GRUB_START / 512)) | put "$1" $((0x5c))
-    rm -f "$core"
+    rm -f "$core" "$1.early"
 }
 
 build() {

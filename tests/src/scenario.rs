@@ -149,7 +149,7 @@ impl Machine {
 
 fn grub_cfg(command_line: &str) -> String {
     format!(
-        "serial --unit=0\nterminal_output serial\necho GRUB starts the machine\n\
+        "echo GRUB starts the machine\n\
          linux /boot/vmlinuz {command_line} rd.neednet=1\ninitrd /boot/initrd\nboot\n"
     )
 }
