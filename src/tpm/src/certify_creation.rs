@@ -2,6 +2,7 @@
 //! and kcrypt's servers take no attestation key without it.
 
 use crate::TpmError;
+use crate::response::Parameters;
 use crate::transport::{Transport, be_u32};
 
 const OPERATION: &str = "CertifyCreation of the AK";
@@ -26,7 +27,7 @@ pub(crate) struct Created {
 
 impl Created {
     pub(crate) fn parse(response: &[u8]) -> Result<Self, TpmError> {
-        let mut rest = Parameters::of(response, 0)?;
+        let mut rest = Parameters::with_sessions(OPERATION, response)?;
         rest.sized()?; // outPrivate goes the library's way
         Ok(Self {
             public: rest.sized()?.to_vec(),
@@ -63,7 +64,7 @@ pub(crate) fn run(
         Some(crate::error::rc::LOCKOUT) => return Err(TpmError::Lockout { operation: OPERATION }),
         code => return Err(TpmError::Response { operation: OPERATION, code: code.unwrap_or(0) }),
     }
-    let mut rest = Parameters::of(response, 0)?;
+    let mut rest = Parameters::with_sessions(OPERATION, response)?;
     Ok(Certified { attestation: rest.sized()?.to_vec(), signature: rest.remaining().to_vec() })
 }
 
@@ -90,37 +91,6 @@ fn command(handle: u32, created: &Created) -> Result<Vec<u8>, TpmError> {
         &body,
     ]
     .concat())
-}
-
-/// The parameter area of a response that carries sessions.
-struct Parameters<'a>(&'a [u8]);
-
-impl<'a> Parameters<'a> {
-    /// `handles` is the number of handles before the parameters.
-    fn of(response: &'a [u8], handles: usize) -> Result<Self, TpmError> {
-        let start = 10 + 4 * handles;
-        let size = be_u32(response, start).ok_or_else(|| malformed("the response is too short"))?;
-        let from = start + 4;
-        response
-            .get(from..from.saturating_add(size as usize))
-            .map(Self)
-            .ok_or_else(|| malformed("the parameter size exceeds the response"))
-    }
-
-    /// The content of the next TPM2B.
-    fn sized(&mut self) -> Result<&'a [u8], TpmError> {
-        let (prefix, rest) =
-            self.0.split_at_checked(2).ok_or_else(|| malformed("a size is missing"))?;
-        let size = prefix.iter().fold(0, |size, byte| size << 8 | usize::from(*byte));
-        let (content, rest) =
-            rest.split_at_checked(size).ok_or_else(|| malformed("a size exceeds the response"))?;
-        self.0 = rest;
-        Ok(content)
-    }
-
-    fn remaining(&self) -> &'a [u8] {
-        self.0
-    }
 }
 
 fn malformed(why: &str) -> TpmError {

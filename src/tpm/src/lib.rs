@@ -15,6 +15,7 @@ mod machine;
 mod nv;
 mod primary;
 mod quote;
+mod response;
 mod tcti;
 pub mod template;
 mod transport;

@@ -4,10 +4,11 @@ use tss_esapi::attributes::NvIndexAttributes;
 use tss_esapi::handles::{NvIndexHandle, NvIndexTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::{NvAuth, Provision};
-use tss_esapi::structures::{MaxNvBuffer, NvPublic, NvPublicBuilder};
+use tss_esapi::structures::{MaxNvBuffer, NvPublicBuilder};
 use zeroize::Zeroizing;
 
 use crate::error::rc;
+use crate::response::Parameters;
 use crate::{Hierarchy, Tpm, TpmError, needs_empty_auth};
 
 /// Every TPM transfers at least 512 bytes at once (PC Client Platform TPM Profile 1.05 §4.5,
@@ -32,8 +33,7 @@ impl Tpm {
         index: u32,
         read_as: ReadAs,
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
-        let (handle, public) = self.nv_public(index)?;
-        let size = public.data_size();
+        let (handle, size) = self.nv_public(index)?;
         if size > MAX_INDEX {
             let why = format!("NV index 0x{index:08x} claims {size} bytes, more than {MAX_INDEX}");
             return Err(TpmError::Malformed { operation: "NV_ReadPublic", why });
@@ -86,11 +86,10 @@ impl Tpm {
             Err(error) => return Err(error),
             Ok(_) => return Err(TpmError::Occupied { what: format!("NV index 0x{index:08x}") }),
         }
-        let (handle, public) = self.nv_public(index)?;
-        if public.data_size() != content.len() {
+        let (handle, size) = self.nv_public(index)?;
+        if size != content.len() {
             let what = format!(
-                "NV index 0x{index:08x}, which is {} bytes long instead of {},",
-                public.data_size(),
+                "NV index 0x{index:08x}, which is {size} bytes long instead of {},",
                 content.len()
             );
             return Err(TpmError::Occupied { what });
@@ -121,7 +120,7 @@ impl Tpm {
         needs_empty_auth(defined, Hierarchy::Owner).map(drop)
     }
 
-    fn nv_public(&mut self, index: u32) -> Result<(NvIndexHandle, NvPublic), TpmError> {
+    fn nv_public(&mut self, index: u32) -> Result<(NvIndexHandle, usize), TpmError> {
         const OPERATION: &str = "NV_ReadPublic";
         let tpm_handle = NvIndexTpmHandle::new(index)
             .map_err(|error| TpmError::Library { operation: OPERATION, error })?;
@@ -134,7 +133,15 @@ impl Tpm {
             }
             Err(error) => return Err(error),
         };
-        let (public, _) = self.plain(OPERATION, |ctx| ctx.nv_read_public(handle))?;
-        Ok((handle, public))
+        // TPMS_NV_PUBLIC, as the library was just told it to make its handle: its last member is the
+        // size (Part 2 §13.5).
+        let response = self.last_response();
+        let public = Parameters::without_sessions(OPERATION, &response)?.sized()?;
+        let size = public.last_chunk::<2>().map(|size| usize::from(u16::from_be_bytes(*size)));
+        let size = size.ok_or_else(|| TpmError::Malformed {
+            operation: OPERATION,
+            why: "the public area is empty".into(),
+        })?;
+        Ok((handle, size))
     }
 }

@@ -7,6 +7,7 @@ use tss_esapi::interface_types::resource_handles::{Hierarchy as Seed, Provision}
 use tss_esapi::traits::Marshall;
 
 use crate::error::rc;
+use crate::response::Parameters;
 use crate::{Hierarchy, Tpm, TpmError, needs_empty_auth, template};
 
 /// A key that is loaded, with its public area (TPMT_PUBLIC) and qualified name.
@@ -32,12 +33,12 @@ impl Tpm {
             }
             Err(error) => return Err(error),
         };
-        let (public, _, qualified) = self.plain(OPERATION, |ctx| ctx.read_public(key))?;
-        Ok(Some(Loaded {
-            key,
-            public: public.marshall().map_err(library)?,
-            qualified_name: qualified.value().to_vec(),
-        }))
+        // The library asked for the public area to make its handle and keeps what it was told.
+        let response = self.last_response();
+        let mut told = Parameters::without_sessions(OPERATION, &response)?;
+        let public = told.sized()?.to_vec();
+        told.sized()?; // the name
+        Ok(Some(Loaded { key, public, qualified_name: told.sized()?.to_vec() }))
     }
 
     /// `TPM2_CreatePrimary` with empty authorization; the object is transient.

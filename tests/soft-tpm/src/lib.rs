@@ -57,6 +57,9 @@ impl SoftTpm {
     fn in_dir(dir: PathBuf) -> Self {
         let script = Arc::new(Mutex::new(Script::default()));
         let listener = UnixListener::bind(dir.join("tpm")).expect("a socket in a fresh directory");
+        // tpm2-tools look for swtpm's control channel beside the socket; it needs no proxy.
+        std::os::unix::fs::symlink(dir.join("swtpm.ctrl"), dir.join("tpm.ctrl"))
+            .expect("a link in a fresh directory");
         let (upstream, shared) = (dir.join("swtpm"), Arc::clone(&script));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
