@@ -54,6 +54,15 @@ impl Kms {
 
     /// Starts the server, again if it was stopped, on the same port and store.
     pub fn start(&mut self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    /// As [`Kms::start`], with TLS.
+    pub fn start_tls(&mut self, certificate: &Path, key: &Path) -> Result<()> {
+        self.start_with(&["--tls-cert".as_ref(), certificate, "--tls-key".as_ref(), key])
+    }
+
+    fn start_with(&mut self, arguments: &[&Path]) -> Result<()> {
         self.starts += 1;
         let program = place::kms_program();
         if !program.exists() {
@@ -70,7 +79,8 @@ impl Kms {
             .arg("--store")
             .arg(self.store())
             .arg("--listen")
-            .arg(format!("127.0.0.1:{}", self.port));
+            .arg(format!("127.0.0.1:{}", self.port))
+            .args(arguments);
         let (running, pipes) = Running::start(&command, |c| {
             c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         })?;

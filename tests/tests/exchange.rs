@@ -239,6 +239,66 @@ fn online_static_an_operators_passphrase_is_released_until_quarantine() {
     assert!(refused.stdout.is_empty());
 }
 
+/// The server's certificate is for its address, signed by an authority that only `certificate` names.
+#[test]
+fn over_tls_the_server_is_believed_by_the_configured_certificate_and_no_other() {
+    let machine = Machine::new("x-tls");
+    let folder = machine.work.path().to_owned();
+    let at = |name: &str| folder.join(name);
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=kms"])
+        .args([
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+        ])
+        .args([
+            "-keyout",
+            at("key.pem").to_str().unwrap(),
+            "-out",
+            at("cert.pem").to_str().unwrap(),
+        ])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut kms = Kms::new("x-tls").unwrap();
+    kms.start_tls(&at("cert.pem"), &at("key.pem")).unwrap();
+    let pubhash = machine.pubhash();
+    let volume = Volume { secret: Some(("mysecret", "pass")), ..machine.volume(&pubhash) };
+    kms.put("secret.yaml", &secret_yaml("mysecret", "pass", "over TLS")).unwrap();
+    kms.put_volume(&volume).unwrap();
+
+    let write = |url: &str, certificate: &str| {
+        let text = format!(
+            "#cloud-config\nkcrypt:\n  challenger:\n    tpm_device: {}\n    challenger_server: {url}\n{certificate}latchkey:\n  deadline: 5s\n",
+            machine.tpm.device()
+        );
+        std::fs::write(machine.config().join("99_kcrypt.yaml"), text).unwrap();
+    };
+    let url = format!("https://127.0.0.1:{}", kms.port());
+    let pem = std::fs::read_to_string(at("cert.pem")).unwrap();
+    let inline: String = pem.lines().map(|line| format!("      {line}\n")).collect();
+    write(&url, &format!("    certificate: |\n{inline}"));
+    assert_eq!(wait_for_code(&machine, 0).stdout, "over TLS");
+    write(&url, &format!("    certificate: {}\n", at("cert.pem").display()));
+    assert_eq!(machine.get().stdout, "over TLS", "a path does as well");
+
+    write(&url, "");
+    let stranger = machine.get();
+    assert_eq!(stranger.code, 21, "{}", stranger.stderr);
+    assert!(
+        stranger.stderr.contains("TLS with") && stranger.stdout.is_empty(),
+        "{}",
+        stranger.stderr
+    );
+    write(&url.replace("127.0.0.1", "localhost"), &format!("    certificate: |\n{inline}"));
+    let misnamed = machine.get();
+    assert_eq!(misnamed.code, 21, "{}", misnamed.stderr);
+    write(&url.replace("https", "http"), "");
+    assert_eq!(machine.get().code, 22, "plain HTTP to a TLS port");
+}
+
 #[test]
 fn another_tpm_gets_neither_the_secret_nor_the_passphrase() {
     let (machine, thief) = (Machine::new("x-owner"), Machine::new("x-thief"));

@@ -27,6 +27,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::clock::Steps;
 use crate::disk::{Volume, luks_labelled, plain_labelled, scan};
+use crate::encrypt::normalize_recovery_key;
 use crate::exchange::Partition;
 use crate::handover::{self, MachineSecret};
 use crate::luks::{self, Origin, VolumeKey};
@@ -263,12 +264,23 @@ impl Unlocking {
         Ok(())
     }
 
+    /// A recovery key may have been typed in capitals or without its dashes.
+    fn open_typed(&mut self, volume: &Volume, label: &str, typed: &[u8]) -> Result<(), BootError> {
+        let text = std::str::from_utf8(typed).unwrap_or_default();
+        if let Some(key) = normalize_recovery_key(text).filter(|key| key.as_bytes() != typed)
+            && self.open(volume, label, key.as_bytes(), Origin::Person).is_ok()
+        {
+            return Ok(());
+        }
+        self.open(volume, label, typed, Origin::Person)
+    }
+
     fn try_typed(&mut self, typed: &[u8], prompt: &mut Prompt) {
         let volumes = scan();
         for label in self.closed.clone() {
             let candidates = luks_labelled(&volumes, &label);
             let opened = match candidates.as_slice() {
-                [volume] if !typed.is_empty() => self.open(volume, &label, typed, Origin::Person),
+                [volume] if !typed.is_empty() => self.open_typed(volume, &label, typed),
                 [_] => continue,
                 [] => Err(missing(&label, &volumes)),
                 several => Err(ambiguous(&label, several)),
