@@ -148,3 +148,21 @@ fn holder(rdev: u64) -> String {
         format!("held by {}", names.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_stops_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("partition");
+        fs::write(&path, b"0123456789").unwrap();
+        let device = Device::open(&path).unwrap();
+        assert_eq!(device.size(), 10);
+        assert_eq!(device.read(2, 3).unwrap(), b"234");
+        assert_eq!(device.read_up_to(8, 100).unwrap(), b"89");
+        assert_eq!(device.read_up_to(100, 100).unwrap(), b"");
+        assert!(matches!(device.read(8, 3), Err(EncryptError::Io { what: "read", .. })));
+    }
+}
