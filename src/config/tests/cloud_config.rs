@@ -775,6 +775,48 @@ fn a_certificate_is_text_or_the_path_of_a_file() {
     }
 }
 
+/// Cut at every byte, and with bytes changed, a file is read or refused; nothing else happens.
+#[test]
+fn damaged_files_are_read_or_refused() {
+    let text = "#cloud-config
+a: &a {b: [1, 'two', \"three\\n\"], ? c : |
+    block
+  }
+kcrypt:
+  <<: *a
+  nv_index: !!str 0x1500001
+  challenger: {challenger_server: 'http://kms:8082', mdns: false, certificate: /oem/ca.pem}
+latchkey: &l
+  deadline: 1m30s
+  mesh: {network: fleet-a, prefix: fd10::/16, port: 51820}
+install: {encrypted_partitions: [A, *l, B]}
+--- >-
+ folded
+";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    let mut outcomes = [0, 0];
+    let mut read = |bytes: &[u8]| {
+        fs::write(&file, bytes).unwrap();
+        let outcome = load(&[dir.path()]);
+        outcomes[usize::from(outcome.is_ok())] += 1;
+    };
+    for end in 0..text.len() {
+        read(&text.as_bytes()[..end]);
+    }
+    let special = b"\0\t\n\r !\"#%&'*,-:<>?@[]{}|~\xff\xc3\xe2";
+    for (index, at) in
+        (0..text.len()).flat_map(|at| (0..4).map(move |turn| (at * 7 + turn * 5, at)))
+    {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes[at] = special[index % special.len()];
+        read(&bytes);
+        bytes.insert(at, special[(index + 3) % special.len()]);
+        read(&bytes);
+    }
+    assert!(outcomes.iter().all(|count| *count > 100), "{outcomes:?}");
+}
+
 #[test]
 fn a_message_names_file_line_key_and_remedy() {
     let dir = oem(&[(
