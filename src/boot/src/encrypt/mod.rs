@@ -4,17 +4,17 @@
 //! state that [`probe`] finds:
 //!
 //! ```text
-//!             --new, or empty                      format                    mkfs.ext4
-//!   anything ──────────────────▶ (no signature) ──────────▶ WithoutFileSystem ──────────┐
-//!                                                                                       ▼
-//!   Plain ──copy, move, record──▶ Plain ──first sector──▶ HalfInstalled            Encrypted
-//!     ▲                                                    │        │                   ▲
-//!     └──────────── undo: the head restored from its copy ─┘        │ rest of header,   │
-//!                                                                   ▼ record wiped      │
-//!                                             Encrypting ◀─────────────                 │
-//!                                              │  ▲ └── last zone ──▶ Cleaning ── copy ─┘
-//!                                              └──┘                              wiped
-//!                                  zone by zone (libcryptsetup)
+//!             --new, or empty                      format                      mkfs.ext4
+//!   anything ──────────────────▶ (no signature) ──────────▶ WithoutFileSystem ───────────▶ Encrypted
+//!                                                                                             ▲
+//!                copy, move,            first sector                                          │ copy wiped
+//!   Plain ─────────────────────▶ Plain ──────────────▶ HalfInstalled                      Cleaning
+//!     ▲            record                of header       │       │                            ▲
+//!     └────────── undo: the head restored from its copy ─┘       │ rest of header,            │ last zone
+//!                                                                │ record renewed             │
+//!                                                                └───────────────────────▶ Encrypting ─┐
+//!                                                                                             ▲        │ zone
+//!                                                                                             └────────┘
 //! ```
 //!
 //! The steps up to `Encrypting` are in [`journal`], where everything is on the partition in [`layout`], and the zones are
