@@ -74,6 +74,10 @@ pub fn open(
         });
     };
     log::debug!("{}: key slot {slot} takes the passphrase", volume.device.display());
+    if is_mapped(volume, mapper) {
+        log::info!("/dev/mapper/{mapper} is there already");
+        return Ok(key);
+    }
     let activated = device.activate_handle().activate_by_volume_key(
         Some(mapper),
         Some(&key),
@@ -93,6 +97,16 @@ pub fn open(
             .map_err(fail("mapping the volume"))?;
     }
     Ok(key)
+}
+
+/// Whether an earlier run, or another program, has mapped this very device under this name.
+fn is_mapped(volume: &Volume, mapper: &str) -> bool {
+    let holders = Path::new("/sys/class/block").join(volume.name()).join("holders");
+    let Ok(entries) = std::fs::read_dir(holders) else { return false };
+    entries.flatten().any(|holder| {
+        let name = std::fs::read_to_string(holder.path().join("dm/name"));
+        name.is_ok_and(|name| name.trim_end() == mapper)
+    })
 }
 
 fn load(path: &Path) -> Result<CryptDevice, LibcryptErr> {

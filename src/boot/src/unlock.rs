@@ -62,6 +62,13 @@ enum Report {
     Failed(BootError),
 }
 
+/// Why the main thread woke up.
+enum Event {
+    Reports,
+    Typed(Passphrase),
+    Deadline,
+}
+
 struct Plan {
     labels: Vec<String>,
     deadline: Deadline,
@@ -161,10 +168,12 @@ impl Unlocking {
             if prompt.is_none() && self.failure.is_some() {
                 break;
             }
-            let Some(typed) = self.wait(&mut wake, &mut prompt)? else { break };
+            let event = self.wait(&mut wake, &mut prompt)?;
             self.take_reports();
-            if let (Some(typed), Some(prompt)) = (typed, prompt.as_mut()) {
-                self.try_typed(&typed, prompt);
+            match (event, prompt.as_mut()) {
+                (Event::Deadline, _) => break,
+                (Event::Typed(typed), Some(prompt)) => self.try_typed(&typed, prompt),
+                _ => {}
             }
         }
         drop(prompt);
@@ -177,16 +186,14 @@ impl Unlocking {
         self.leave_identity()
     }
 
-    /// Waits for a report or a typed line. `None`: the deadline passed.
-    #[allow(clippy::type_complexity)]
     fn wait(
         &mut self,
         wake: &mut UnixStream,
         prompt: &mut Option<Prompt>,
-    ) -> Result<Option<Option<Passphrase>>, BootError> {
+    ) -> Result<Event, BootError> {
         let left = self.plan.deadline.at.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Ok(None);
+            return Ok(Event::Deadline);
         }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
@@ -199,16 +206,16 @@ impl Unlocking {
         drop(fds);
         drain(wake);
         if !typed {
-            return Ok(Some(None));
+            return Ok(Event::Reports);
         }
         match prompt.as_mut().map(Prompt::answer) {
-            Some(Ok(answer)) => Ok(Some(answer)),
+            Some(Ok(Some(passphrase))) => Ok(Event::Typed(passphrase)),
             Some(Err(error)) => {
                 log::warn!("the prompt is gone: {error}");
                 *prompt = None;
-                Ok(Some(None))
+                Ok(Event::Reports)
             }
-            None => Ok(Some(None)),
+            Some(Ok(None)) | None => Ok(Event::Reports),
         }
     }
 
