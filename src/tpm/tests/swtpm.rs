@@ -21,6 +21,19 @@ fn open(soft: &SoftTpm) -> Tpm {
     Tpm::open(Some(&soft.device())).unwrap()
 }
 
+/// Runs tpm2-tools in a scratch folder, past the proxy.
+fn tools(soft: &SoftTpm, script: &str) {
+    let dir = soft.direct().with_file_name("tools");
+    std::fs::create_dir_all(&dir).unwrap();
+    let done = std::process::Command::new("sh")
+        .args(["-ec", script])
+        .current_dir(dir)
+        .env("TPM2TOOLS_TCTI", format!("swtpm:path={}", soft.direct().display()))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
 /// TPM2_GetCapability(handles), asked past the library: what is left in the TPM.
 fn handles(soft: &SoftTpm, first: &str) -> String {
     let out = std::process::Command::new("tpm2_getcap")
@@ -73,34 +86,77 @@ fn a_foreign_object_at_the_handle_of_the_endorsement_key_is_neither_used_nor_rep
     let mut tpm = open(&soft);
     let genuine = tpm.endorsement_key().unwrap().pubhash().to_string();
     drop(tpm);
-    let tcti = format!("swtpm:path={}", soft.direct().display());
-    let run = |script: &str| {
-        let done = std::process::Command::new("sh")
-            .arg("-ec")
-            .arg(script)
-            .env("TPM2TOOLS_TCTI", &tcti)
-            .output();
-        let done = done.unwrap();
-        assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
-    };
+    tools(&soft, "tpm2_evictcontrol -C o -c 0x81010001");
+    let policy = soft.direct().with_file_name("tools").join("policy");
+    std::fs::write(policy, &latchkey_tpm::template::EK[10..42]).unwrap();
     // The EK template under the owner hierarchy: the same shape, another key.
-    let dir = soft.direct().with_file_name("tools");
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("policy"), &latchkey_tpm::template::EK[10..42]).unwrap();
-    run(&format!(
-        "cd {}; tpm2_evictcontrol -C o -c 0x81010001; \
-         tpm2_createprimary -C o -G rsa2048:aes128cfb -g sha256 -c k.ctx \
-           -a 'fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt' \
-           -L policy; \
+    tools(
+        &soft,
+        "tpm2_createprimary -C o -G rsa2048:aes128cfb -g sha256 -c k.ctx -L policy \
+           -a 'fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt'
          tpm2_flushcontext -t; tpm2_evictcontrol -C o -c k.ctx 0x81010001; tpm2_flushcontext -t",
-        dir.display()
-    ));
+    );
     let before = handles(&soft, "handles-persistent");
     let mut tpm = open(&soft);
     let ek = tpm.endorsement_key().unwrap();
     assert_eq!(ek.pubhash().to_string(), genuine);
     drop(tpm);
     assert_eq!(handles(&soft, "handles-persistent"), before);
+}
+
+/// Some manufacturers' certificates name the key's algorithm id-RSAES-OAEP; Go finds no key in them.
+#[test]
+fn a_certificate_for_an_oaep_key_gives_the_same_pubhash() {
+    let soft = SoftTpm::certified();
+    let pubhash = open(&soft).endorsement_key().unwrap().pubhash().to_string();
+    tools(&soft, "tpm2_nvread -C o -o cert 0x1c00002; tpm2_nvundefine -C p 0x1c00002");
+    let file = soft.direct().with_file_name("tools").join("cert");
+    let mut certificate = std::fs::read(&file).unwrap();
+    let rsa = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+    let at = certificate.windows(rsa.len()).position(|window| window == rsa).unwrap();
+    certificate[at + rsa.len() - 1] = 0x07;
+    std::fs::write(&file, &certificate).unwrap();
+    tools(
+        &soft,
+        "tpm2_nvdefine -C o -s $(stat -c %s cert) -a 'ownerread|ownerwrite|authread' 0x1c00002
+         tpm2_nvwrite -C o -i cert 0x1c00002; tpm2_evictcontrol -C o -c 0x81010001",
+    );
+    assert_eq!(open(&soft).endorsement_key().unwrap().pubhash().to_string(), pubhash);
+    assert_eq!(latchkey_wire::ek::certificate_public_key(&certificate).unwrap().1, 65537);
+}
+
+#[test]
+fn a_password_on_a_hierarchy_is_named() {
+    for (which, hierarchy) in [("owner", Hierarchy::Owner), ("endorsement", Hierarchy::Endorsement)]
+    {
+        let soft = SoftTpm::fresh();
+        tools(&soft, &format!("tpm2_changeauth -c {which} secret"));
+        let error = open(&soft).endorsement_key().unwrap_err();
+        assert!(
+            matches!(error, TpmError::AuthSet { hierarchy: found, .. } if found == hierarchy),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_real_lockout_is_named_and_the_attestation_is_not_affected() {
+    let soft = SoftTpm::fresh();
+    let sealed = open(&soft).seal_blob(handle::BLOB_KEY, b"x").unwrap();
+    tools(
+        &soft,
+        "tpm2_dictionarylockout -s -n 1 -t 1000 -l 1000
+         tpm2_createprimary -C o -c p.ctx; tpm2_flushcontext -t
+         echo secret | tpm2_create -C p.ctx -i- -p right -u u -r r; tpm2_flushcontext -t
+         tpm2_load -C p.ctx -u u -r r -c k.ctx; tpm2_flushcontext -t
+         ! tpm2_unseal -c k.ctx -p wrong; tpm2_flushcontext -t",
+    );
+    let mut tpm = open(&soft);
+    let error = tpm.unseal_blob(handle::BLOB_KEY, &sealed).unwrap_err();
+    assert!(matches!(error, TpmError::Lockout { .. }), "{error:?}");
+    let ek = tpm.endorsement_key().unwrap();
+    tpm.attestation_key().unwrap();
+    tpm.machine_secret(&ek).unwrap();
 }
 
 #[test]
