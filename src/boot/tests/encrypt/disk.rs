@@ -1,6 +1,7 @@
 //! Partitions as files: an ext4 file system with free room behind it, and what is in a LUKS2 volume, decrypted without libcryptsetup.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -57,9 +58,10 @@ pub(crate) fn decrypt(path: &Path, passphrase: &[u8], length: usize) -> Vec<u8> 
         (&segment["sector_size"], &segment["size"]),
         (&Value::from(512), &Value::from("dynamic"))
     );
-    let offset: usize = segment["offset"].as_str().unwrap().parse().unwrap();
+    let offset: u64 = segment["offset"].as_str().unwrap().parse().unwrap();
 
-    let mut data = fs::read(path).unwrap()[offset..offset + length].to_vec();
+    let mut data = vec![0; length];
+    File::open(path).unwrap().read_exact_at(&mut data, offset).unwrap();
     let (data_key, tweak_key) = key.split_at(32);
     let xts = Xts128::new(
         Aes256::new_from_slice(data_key).unwrap(),

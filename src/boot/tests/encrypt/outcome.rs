@@ -62,6 +62,25 @@ fn a_file_system_is_encrypted_in_place_and_kept_byte_for_byte() {
     }
 }
 
+#[test]
+fn a_partition_of_half_a_gigabyte_or_more_has_a_header_of_the_usual_size() {
+    let dir = scratch();
+    let path = ext4(dir.path(), 512 * MIB, 60 * MIB, LABEL);
+    let before = fs::read(&path).unwrap()[..60 * MIB as usize].to_vec();
+    let mut last = 0;
+    let report = run(&request(&path), &mut |step| {
+        if let Progress::Encrypting { done, of } = step {
+            assert!(last <= done && done <= of, "{last} {done} {of}");
+            last = done;
+        }
+    });
+    report.unwrap();
+    let header = json(&path);
+    assert_eq!(header["segments"]["0"]["offset"], (16 * MIB).to_string());
+    assert_eq!(header["config"]["keyslots_size"], (16 * MIB - 2 * 16384).to_string());
+    assert!(decrypt(&path, PASSPHRASE, before.len()) == before);
+}
+
 /// No 4 KiB of the old file system are left anywhere.
 fn assert_no_plaintext(before: &[u8], after: &[u8]) {
     let plain: std::collections::HashSet<&[u8]> =
