@@ -21,9 +21,10 @@ le64() {
     done
 }
 
-# put FILE OFFSET : standard input over FILE at a byte offset.
+# put FILE OFFSET [sparse] : standard input over FILE at a byte offset. `sparse` only where FILE is empty: what is zero is not
+# written then.
 put() {
-    dd of="$1" bs=1M seek="$2" oflag=seek_bytes conv=notrunc,sparse status=none
+    dd of="$1" bs=1M seek="$2" iflag=fullblock oflag=seek_bytes conv="notrunc${3:+,$3}" status=none
 }
 
 install_grub() {
@@ -39,7 +40,7 @@ G
     le64 $((GRUB_START / 512 + 1)) | put "$core" $((0x1f4))
     put "$1" "$GRUB_START" <"$core"
     # boot.img without its partition table, and in it the sector of the core.
-    head -c 440 "$grub/boot.img" | dd of="$1" conv=notrunc status=none
+    head -c 440 "$grub/boot.img" | put "$1" 0
     le64 $((GRUB_START / 512)) | put "$1" $((0x5c))
     rm -f "$core" "$1.early"
 }
@@ -54,7 +55,7 @@ start=$((OEM_START / 512)), size=$((OEM_SIZE / 512)), name=COS_OEM
 start=$((PERSISTENT_START / 512)), size=$((PERSISTENT_SIZE / 512)), name=COS_PERSISTENT
 P
     install_grub "$1"
-    put "$1" "$STATE_START" <"$root_image"
+    put "$1" "$STATE_START" sparse <"$root_image"
 }
 
 cached disk "$(key "in $root_image $GRUB_START $STATE_START $STATE_SIZE $OEM_START $PERSISTENT_START $DISK_SIZE" "$here/disk.sh" "$grub/boot.img")" .img build

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -69,6 +70,39 @@ pub struct LeakScan {
     pub planted_found: bool,
     /// `KIND as FORM in PLACE`, one for each find.
     pub found: Vec<String>,
+    /// By which the host can look for the same secrets where the guest cannot: on the console.
+    pub fingerprints: Vec<Fingerprint>,
+}
+
+/// A secret in one form, without the secret.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    pub kind: String,
+    pub form: String,
+    /// Bytes of that form.
+    pub length: usize,
+    /// Lower-case hex.
+    pub sha256: String,
+}
+
+impl Fingerprint {
+    pub fn of(kind: &str, form: &str, bytes: &[u8]) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            form: form.to_owned(),
+            length: bytes.len(),
+            sha256: sha256(bytes),
+        }
+    }
+
+    /// Whether the secret stands anywhere in `text`.
+    pub fn is_in(&self, text: &str) -> bool {
+        self.length > 0 && text.as_bytes().windows(self.length).any(|w| sha256(w) == self.sha256)
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl Report {
@@ -76,5 +110,25 @@ impl Report {
     pub fn parse(line: &str) -> Result<Self> {
         let json = line.strip_prefix("REPORT ").ok_or_else(|| Error::Report(line.to_owned()))?;
         serde_json::from_str(json).map_err(|e| Error::Report(format!("{e} in {line}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Fingerprint;
+
+    #[test]
+    fn a_fingerprint_finds_its_secret_and_no_other() {
+        let print = Fingerprint::of("passphrase", "text", b"open sesame");
+        for (text, there) in [
+            ("open sesame", true),
+            ("say open sesame!", true),
+            ("open Sesame", false),
+            ("open sesam", false),
+            ("", false),
+        ] {
+            assert_eq!(print.is_in(text), there, "{text:?}");
+        }
+        assert!(!Fingerprint::of("nothing", "text", b"").is_in("anything"));
     }
 }

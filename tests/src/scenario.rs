@@ -205,7 +205,9 @@ impl Unlocked {
         if let Err(what) = said {
             return Err(Error::Report(format!("{what}: {report:#?}")));
         }
-        if secrets.iter().any(|s| vm.console().contains(s)) {
+        let console = vm.console().joined();
+        let prints = &report.leaks.fingerprints;
+        if secrets.iter().any(|s| console.contains(s)) || prints.iter().any(|p| p.is_in(&console)) {
             return Err(Error::Report("a secret is on the console".into()));
         }
         let timeline = Timeline::from_json(report.timeline.to_string().as_bytes())

@@ -159,8 +159,12 @@ impl Transcript {
     /// Whether `text` stands anywhere in what was said, overwritten or not, line ends left out, so that a wrapped secret is
     /// found too.
     pub fn contains(&self, text: &str) -> bool {
-        let joined: String = self.lock().lines.iter().map(|l| l.raw.as_str()).collect();
-        joined.contains(text)
+        self.joined().contains(text)
+    }
+
+    /// Everything that was said, overwritten or not, line ends left out.
+    pub fn joined(&self) -> String {
+        self.lock().lines.iter().map(|l| l.raw.as_str()).collect()
     }
 
     /// The finished lines from the `n`th on, counted from 0, as far as there are any.

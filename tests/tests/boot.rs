@@ -57,7 +57,7 @@ fn online_automatic() -> Result<()> {
 
     let boot = Unlocked::follow(&mut machine.vm("boot")?.start()?, Mesh::Up, &[])?;
     assert_eq!((boot.outcome(), boot.timeline.mode), (Outcome::Unlocked, Mode::Online));
-    kms.wait_for(&format!("(?i)granted.*{}|{0}.*granted", machine.tpm.pubhash()))?;
+    kms.wait_for(&format!("endpoint=getPass .*result=granted .*{}", machine.tpm.pubhash()))?;
     assert_eq!(kms.secrets()?, secrets, "a boot changes nothing on the server");
     Ok(())
 }
@@ -73,7 +73,8 @@ fn online_static() -> Result<()> {
         &[PASSPHRASE],
     )?;
     assert_eq!((boot.outcome(), boot.timeline.mode), (Outcome::Unlocked, Mode::Online));
-    assert!(!kms.log()?.contains(PASSPHRASE));
+    kms.wait_for(&format!("endpoint=getPass .*result=granted .*{}", machine.tpm.pubhash()))?;
+    assert!(!kms.log()?.contains(PASSPHRASE), "the server's log has the passphrase");
     Ok(())
 }
 
@@ -84,7 +85,7 @@ fn quarantined() -> Result<()> {
     kms.put_volume(&Volume { quarantined: true, ..static_volume(&machine) })?;
     kms.start()?;
     let mut vm = machine.vm("boot")?.secret(PASSPHRASE).start()?;
-    kms.wait_for(&format!("(?i)quarantined.*{}|{0}.*quarantined", machine.tpm.pubhash()))?;
+    kms.wait_for(&format!("result=refused why=\"quarantined.*{}", machine.tpm.pubhash()))?;
     vm.wait_for("latchkey: .*quarantined")?;
     vm.wait_for(PROMPT)?;
     vm.type_line(PASSPHRASE)?;
@@ -144,7 +145,8 @@ fn other_tpm() -> Result<()> {
     assert_ne!(thief.pubhash(), machine.tpm.pubhash());
     let mut vm = machine.vm("boot")?.tpm(&thief).start()?;
     assert_eq!(vm.unlock_code()?, 30);
-    kms.wait_for(thief.pubhash())?;
+    kms.wait_for(&format!("result=refused .*{}", thief.pubhash()))?;
+    assert_eq!(kms.log()?.matching("result=granted")?, [], "nobody got anything");
     vm.wait_for_power_off()
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use latchkey_tests::report::{LeakScan, SECRET_TAG};
+use latchkey_tests::report::{Fingerprint, LeakScan, SECRET_TAG};
 
 /// Files of more than this are not read: there are none that large below /run but the journal's.
 const MAX_FILE: u64 = 64 << 20;
@@ -45,6 +45,8 @@ pub(crate) fn scan(interface: &str, by_itself: bool) -> LeakScan {
         secrets: secrets.iter().map(|(kind, _)| (*kind).to_owned()).collect(),
         ..LeakScan::default()
     };
+    let shown = needles.iter().filter(|n| n.kind != "planted");
+    result.fingerprints = shown.map(|n| Fingerprint::of(n.kind, n.form, &n.bytes)).collect();
     for path in files_below(Path::new("/run")) {
         if let Ok(bytes) = fs::read(&path) {
             result.files += 1;
