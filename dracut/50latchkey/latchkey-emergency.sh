@@ -5,8 +5,11 @@
 if [ -n "$DRACUT_SYSTEMD" ]; then
     if systemctl -q is-failed latchkey-unlock.service; then
         latchkey_code=$(systemctl show -P ExecMainStatus latchkey-unlock.service)
+        # Of a process that was killed this is the signal.
+        [ "$(systemctl show -P ExecMainCode latchkey-unlock.service)" = 1 ] || latchkey_code="signal $latchkey_code"
         warn "latchkey: the encrypted volumes stay closed: $(latchkey_explain "$latchkey_code")"
-        warn "latchkey: 'journalctl -u latchkey-unlock' has the whole story; leaving the shell tries again"
+        getargbool 1 rd.shell \
+            && warn "latchkey: 'journalctl -u latchkey-unlock' has the whole story; leaving the shell tries again"
     fi
 elif [ -e "$latchkey_pid" ] && [ ! -e "$latchkey_status" ]; then
     # Another trouble than ours: the prompt must not take what is typed into the shell.

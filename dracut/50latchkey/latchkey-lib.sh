@@ -46,9 +46,9 @@ latchkey_explain() {
         21) echo "the key server did not answer in time (21). See whether it runs and can be reached from this machine." ;;
         22) echo "the key server's answer is not what the protocol says (22). Look at its log and its version." ;;
         30) echo "the key server refused this machine (30). Quarantined or unknown: it is for its operator to allow." ;;
-        31) echo "the key server has no secret for this volume (31). Look at the machine's SealedVolume there." ;;
+        31) echo "there is no secret for this volume (31), at the key server or in the TPM. Was it encrypted on this machine?" ;;
         40) echo "the encrypted volume was not found (40). Look for the disk and the label of its partition." ;;
-        41) echo "the volume with this label is not the encrypted one (41). Is a foreign disk connected?" ;;
+        41) echo "the volume with this label is not encrypted, or there are two of them (41). Is a foreign disk connected?" ;;
         42) echo "the passphrase does not open the volume (42). Use the recovery passphrase." ;;
         43) echo "the kernel could not map the volume (43). Are dm_crypt and the cipher in the initramfs?" ;;
         50) echo "the volume is open, but the mesh identity could not be handed over (50). See /run/latchkey." ;;

@@ -4,6 +4,10 @@
 . /lib/latchkey-lib.sh
 
 while read -r latchkey_code < "$latchkey_status" && [ "$latchkey_code" != 0 ]; do
+    if [ "$latchkey_code" = 50 ]; then
+        warn "latchkey: $(latchkey_explain 50)"
+        break
+    fi
     latchkey_message="latchkey: the encrypted volumes stay closed: $(latchkey_explain "$latchkey_code")"
     if getargbool 1 rd.shell || getarg rd.break > /dev/null; then
         emergency_shell -n latchkey "$latchkey_message"

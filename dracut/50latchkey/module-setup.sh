@@ -119,8 +119,11 @@ _latchkey_install_network_data() {
         [[ -e $dracutsysrootdir$_bundle ]] && inst_simple "$_bundle"
     done
 
-    # systemd-networkd tells DNS servers to systemd-resolved and to nobody else.
-    if dracut_module_included "systemd-networkd" && ! dracut_module_included "systemd-resolved"; then
+    dracut_module_included "systemd-networkd" || return 0
+    # Left to itself it configures nothing without ip=.
+    inst_simple "$moddir/99-latchkey-dhcp.network" "$systemdnetwork/99-latchkey-dhcp.network"
+    # It tells DNS servers to systemd-resolved and to nobody else.
+    if ! dracut_module_included "systemd-resolved"; then
         inst_script "$moddir/latchkey-resolv.sh" /usr/lib/latchkey/resolv
         inst_simple "$moddir/latchkey-resolv.path" "$systemdsystemunitdir/latchkey-resolv.path"
         inst_simple "$moddir/latchkey-resolv.service" "$systemdsystemunitdir/latchkey-resolv.service"
