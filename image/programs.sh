@@ -4,6 +4,13 @@ set -eu
 . "$(dirname "$0")/lib.sh"
 
 cd "$root"
+# Called from a test, this has what cargo tells tests in its environment; build scripts look at some of it, and would have
+# everything built anew each time.
+for v in $(env | sed -n 's/^\(CARGO_[A-Z0-9_]*\)=.*/\1/p'); do
+    case $v in
+    CARGO_PKG_* | CARGO_MANIFEST_* | CARGO_BIN_* | CARGO_CRATE_* | CARGO_PRIMARY_*) unset "$v" ;;
+    esac
+done
 export CARGO_TARGET_DIR="$target"
 cargo build --quiet --profile boot -p kcrypt-discovery-challenger
 cargo build --quiet --release -p latchkey -p latchkey-kms
