@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Instant;
 
-use latchkey_tpm::{AttestationKey, EndorsementKey, Tpm, TpmError};
+use latchkey_tpm::{Activation, AttestationKey, EndorsementKey, Tpm, TpmError};
 use latchkey_wire::credential::split_credential;
 use latchkey_wire::pem;
 use latchkey_wire::v1::{
@@ -153,6 +153,8 @@ pub struct Attested<'a> {
     tpm: &'a mut Tpm,
     ek: EndorsementKey,
     ak: AttestationKey,
+    /// Made ahead for the next exchange.
+    activation: Option<Activation>,
     authorization: String,
 }
 
@@ -163,11 +165,12 @@ impl<'a> Attested<'a> {
     /// What the TPM answered.
     pub fn new(tpm: &'a mut Tpm, ek: EndorsementKey) -> Result<Self, TpmError> {
         let ak = tpm.attestation_key()?;
+        let activation = Some(tpm.prepare_activation(&ek)?);
         // The public key, never the certificate: the name is the same, and no server can stumble
         // over a manufacturer's encoding.
         let ek_pem = pem::encode(pem::PUBLIC_KEY, ek.spki());
         let authorization = Token { ek_pem, ak: ak.parameters().clone() }.authorization_header();
-        Ok(Self { tpm, ek, ak, authorization })
+        Ok(Self { tpm, ek, ak, activation, authorization })
     }
 
     /// The open TPM, for what else is wanted of it.
@@ -249,9 +252,14 @@ impl<'a> Attested<'a> {
         let challenge = Challenge::from_json(&message).map_err(|error| protocol(server, error))?;
         let parts = split_credential(&challenge.credential, &challenge.secret)
             .map_err(|error| refusal_in(&message).unwrap_or_else(|| protocol(server, error)))?;
+        let activation = match self.activation.take() {
+            Some(ready) => ready,
+            None => self.tpm.prepare_activation(&self.ek)?,
+        };
         let secret = self.tpm.activate_credential(
             &self.ek,
             &self.ak,
+            activation,
             parts.id_object,
             parts.encrypted_secret,
         )?;

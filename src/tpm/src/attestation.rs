@@ -2,6 +2,7 @@
 //! `protocols/kcrypt.md` §2, §4.4.
 
 use latchkey_wire::attest::AttestationParameters;
+use tss_esapi::Context;
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::SessionType;
 use tss_esapi::handles::{AuthHandle, KeyHandle, SessionHandle};
@@ -27,6 +28,12 @@ impl AttestationKey {
     pub fn parameters(&self) -> &AttestationParameters {
         &self.parameters
     }
+}
+
+/// The sessions of one activation to come. It serves once.
+#[derive(Debug)]
+pub struct Activation {
+    policy: AuthSession,
 }
 
 impl Tpm {
@@ -58,6 +65,16 @@ impl Tpm {
         })
     }
 
+    /// Does what an activation needs before the server's challenge is there: with the network still
+    /// coming up, two sessions and an RSA operation of the TPM cost nothing.
+    ///
+    /// # Errors
+    /// [`TpmError::AuthSet`] with an endorsement password.
+    pub fn prepare_activation(&mut self, ek: &EndorsementKey) -> Result<Activation, TpmError> {
+        self.encryption(ek.key)?;
+        Ok(Activation { policy: self.endorsement_policy()? })
+    }
+
     /// `TPM2_ActivateCredential`: recovers the secret that a server sealed to the endorsement key
     /// and the attestation key's name. `credential` and `secret` are without their size prefixes.
     ///
@@ -68,6 +85,7 @@ impl Tpm {
         &mut self,
         ek: &EndorsementKey,
         ak: &AttestationKey,
+        activation: Activation,
         credential: &[u8],
         secret: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
@@ -75,15 +93,11 @@ impl Tpm {
         let library = |error| TpmError::Library { operation: OPERATION, error };
         let credential = IdObject::try_from(credential).map_err(library)?;
         let secret = EncryptedSecret::try_from(secret).map_err(library)?;
-        let encryption = self.response_encryption(ek.key)?;
-        let policy = self.endorsement_policy()?;
-        let sessions = (Some(AuthSession::Password), Some(policy), Some(encryption));
-        let activated = self.context.execute_with_sessions(sessions, |ctx| {
+        let policy = activation.policy;
+        let activated = self.under_encryption(OPERATION, ek.key, Some(policy), |ctx| {
             ctx.activate_credential(ak.key, ek.key, credential, secret)
         });
-        let activated = activated.map_err(|error| self.explain(OPERATION, error));
         self.flush_session(policy);
-        self.flush_session(encryption);
         Ok(Zeroizing::new(activated?.to_vec()))
     }
 
@@ -117,23 +131,52 @@ impl Tpm {
         }
     }
 
+    /// Runs a call that gives out a secret: with password authorization, a policy session where
+    /// one is needed, and the TPM's response encrypted.
+    ///
+    /// One session serves for all of them, salted to the first `key`. After a failure the next
+    /// secret gets a new one.
+    pub(crate) fn under_encryption<T>(
+        &mut self,
+        operation: &'static str,
+        key: KeyHandle,
+        policy: Option<AuthSession>,
+        call: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
+    ) -> Result<T, TpmError> {
+        let encryption = Some(self.encryption(key)?);
+        let password = Some(AuthSession::Password);
+        let sessions = match policy {
+            Some(_) => (password, policy, encryption),
+            None => (password, encryption, None),
+        };
+        let result = self.context.execute_with_sessions(sessions, call);
+        let result = result.map_err(|error| self.explain(operation, error));
+        if result.is_err()
+            && let Some(session) = self.encryption.take()
+        {
+            self.flush_session(session);
+        }
+        result
+    }
+
     /// An HMAC session salted to `key`, under which the TPM encrypts the first parameter of its
     /// response, so that a secret does not cross the bus in the clear. Salted, because the key of
     /// an unsalted session can be computed by whoever listens.
-    pub(crate) fn response_encryption(&mut self, key: KeyHandle) -> Result<AuthSession, TpmError> {
+    fn encryption(&mut self, key: KeyHandle) -> Result<AuthSession, TpmError> {
         const OPERATION: &str = "setting up response encryption";
+        if let Some(session) = self.encryption {
+            return Ok(session);
+        }
         let session =
             self.start_session(SessionType::Hmac, SymmetricDefinition::AES_128_CFB, Some(key))?;
         let (attributes, mask) =
             SessionAttributesBuilder::new().with_continue_session(true).with_encrypt(true).build();
-        let set = self
-            .context
-            .tr_sess_set_attributes(session, attributes, mask)
-            .map_err(|error| TpmError::Library { operation: OPERATION, error });
+        let set = self.context.tr_sess_set_attributes(session, attributes, mask);
         if let Err(error) = set {
             self.flush_session(session);
-            return Err(error);
+            return Err(TpmError::Library { operation: OPERATION, error });
         }
+        self.encryption = Some(session);
         Ok(session)
     }
 

@@ -3,7 +3,6 @@
 
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::Hierarchy as Seed;
-use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{Data, HashScheme, PublicKeyRsa, RsaDecryptionScheme};
 use zeroize::Zeroizing;
 
@@ -86,13 +85,9 @@ impl Tpm {
         const OPERATION: &str = "RSA_Decrypt";
         let cipher = PublicKeyRsa::try_from(sealed)
             .map_err(|error| TpmError::Library { operation: OPERATION, error })?;
-        let encryption = self.response_encryption(key.key)?;
-        let sessions = (Some(AuthSession::Password), Some(encryption), None);
-        let opened = self.context.execute_with_sessions(sessions, |ctx| {
+        let opened = self.under_encryption(OPERATION, key.key, None, |ctx| {
             ctx.rsa_decrypt(key.key, cipher, SCHEME, Data::default())
         });
-        let opened = opened.map_err(|error| self.explain(OPERATION, error));
-        self.flush_session(encryption);
         Ok(Zeroizing::new(opened?.to_vec()))
     }
 }

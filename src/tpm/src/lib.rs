@@ -28,7 +28,7 @@ use tss_esapi::Context;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::tcti_ldr::{DeviceConfig, TctiNameConf};
 
-pub use attestation::AttestationKey;
+pub use attestation::{Activation, AttestationKey};
 pub use blob::BLOB_MAX;
 pub use device::{Address, DEFAULT_DEVICES};
 pub use ek::EndorsementKey;
@@ -58,6 +58,8 @@ pub struct Tpm {
     context: Context,
     transport: SharedTransport,
     address: Address,
+    /// The session under which secrets cross the bus, once one was needed.
+    encryption: Option<AuthSession>,
 }
 
 impl std::fmt::Debug for Tpm {
@@ -112,7 +114,7 @@ impl Tpm {
         let conf = TctiNameConf::Device(DeviceConfig::default());
         let context = tcti::with_transport(&transport, || Context::new(conf))
             .map_err(|error| TpmError::Library { operation: "opening the TPM", error })?;
-        Ok(Self { context, transport, address })
+        Ok(Self { context, transport, address, encryption: None })
     }
 
     /// Where this TPM was found.

@@ -2,7 +2,6 @@
 
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::Hierarchy as Seed;
-use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::MaxBuffer;
 use zeroize::Zeroizing;
 
@@ -29,19 +28,9 @@ impl Tpm {
             &template::MACHINE_KEY,
             "CreatePrimary of the machine key",
         )?;
-        let encryption = match self.response_encryption(ek.key) {
-            Ok(session) => session,
-            Err(error) => {
-                self.flush(made.key);
-                return Err(error);
-            }
-        };
-        let sessions = (Some(AuthSession::Password), Some(encryption), None);
-        let mac = self.context.execute_with_sessions(sessions, |ctx| {
+        let mac = self.under_encryption(OPERATION, ek.key, None, |ctx| {
             ctx.hmac(made.key.into(), buffer, HashingAlgorithm::Sha256)
         });
-        let mac = mac.map_err(|error| self.explain(OPERATION, error));
-        self.flush_session(encryption);
         self.flush(made.key);
         let mac = mac?;
         <[u8; 32]>::try_from(mac.as_slice()).map(Zeroizing::new).map_err(|_| TpmError::Malformed {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use latchkey_soft_tpm::SoftTpm;
-use latchkey_tpm::{Hierarchy, Tpm, TpmError, handle};
+use latchkey_tpm::{AttestationKey, EndorsementKey, Hierarchy, Tpm, TpmError, handle};
 
 const ACTIVATE: u32 = 0x147;
 const CREATE: u32 = 0x153;
@@ -19,6 +19,17 @@ const READ_PUBLIC: u32 = 0x173;
 
 fn open(soft: &SoftTpm) -> Tpm {
     Tpm::open(Some(&soft.device())).unwrap()
+}
+
+fn activate(
+    tpm: &mut Tpm,
+    ek: &EndorsementKey,
+    ak: &AttestationKey,
+    credential: &[u8],
+    secret: &[u8],
+) -> Result<Vec<u8>, TpmError> {
+    let activation = tpm.prepare_activation(ek)?;
+    tpm.activate_credential(ek, ak, activation, credential, secret).map(|secret| secret.to_vec())
 }
 
 /// Runs tpm2-tools in a scratch folder, past the proxy.
@@ -172,13 +183,12 @@ fn an_activated_credential_gives_the_secret_back_and_leaves_nothing_behind() {
     let challenge = make_credential(&ek_public, &checked.name, &secret, &seed).unwrap();
     let parts = split_credential(&challenge.credential, &challenge.secret).unwrap();
     for _ in 0..8 {
-        let got =
-            tpm.activate_credential(&ek, &ak, parts.id_object, parts.encrypted_secret).unwrap();
+        let got = activate(&mut tpm, &ek, &ak, parts.id_object, parts.encrypted_secret).unwrap();
         assert_eq!(got.as_slice(), secret);
     }
     let mut wrong = parts.encrypted_secret.to_vec();
     wrong[40] ^= 1;
-    let refused = tpm.activate_credential(&ek, &ak, parts.id_object, &wrong);
+    let refused = activate(&mut tpm, &ek, &ak, parts.id_object, &wrong);
     assert!(
         matches!(refused, Err(TpmError::Response { operation: "ActivateCredential", .. })),
         "{refused:?}"
@@ -346,13 +356,13 @@ fn sessions_are_flushed_when_a_command_under_them_fails() {
         soft.answer(command, &[code]);
         let failed = match command {
             HMAC => tpm.machine_secret(&ek).map(drop),
-            _ => tpm.activate_credential(&ek, &ak, &[0; 68], &[0; 256]).map(drop),
+            _ => activate(&mut tpm, &ek, &ak, &[0; 68], &[0; 256]).map(drop),
         };
         assert!(failed.is_err());
     }
+    drop((tpm, ak));
     let counts = soft.take_counts();
     assert!(counts[&FLUSH] >= counts[&0x176], "{counts:?}");
-    drop((tpm, ak));
     assert_eq!(handles(&soft, "handles-loaded-session"), "");
 }
 

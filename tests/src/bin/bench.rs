@@ -84,6 +84,7 @@ impl Bench {
             "  clevis tang takes {:.1} x the time of an operator's passphrase online, which makes an attestation key\n",
             ratio(2, 4)
         );
+        self.after_the_network(&contenders[1..3]);
         println!("TPM commands by name, one release");
         for (contender, cost) in contenders.iter().zip(&costs) {
             let mut named = BTreeMap::<&str, u32>::new();
@@ -95,6 +96,35 @@ impl Bench {
             println!("  {:32} {}", contender.name, list.join(", "));
         }
         println!();
+    }
+
+    /// What is left to do once there is a route: the rest is done while it comes up.
+    fn after_the_network(&self, contenders: &[Contender]) {
+        for contender in contenders {
+            let millis = median((0..RUNS).map(|_| self.exchange_millis(contender)).collect());
+            println!(
+                "  {}: {millis:.0} ms from the first connection to the passphrase",
+                contender.name
+            );
+        }
+        println!();
+    }
+
+    /// The steps from the exchange on, as `--debug` tells them.
+    fn exchange_millis(&self, contender: &Contender) -> f64 {
+        let done = self
+            .command(&contender.command[0])
+            .arg("--debug")
+            .args(&contender.command[1..])
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&done.stderr).into_owned();
+        let step = |line: &str| {
+            let (name, rest) = line.strip_prefix("latchkey: debug: ")?.split_once(": ")?;
+            let millis = rest.strip_suffix(" ms")?.parse::<f64>().ok()?;
+            matches!(name, "exchange" | "tpm-unseal").then_some(millis)
+        };
+        told.lines().filter_map(step).sum()
     }
 
     /// Round after round, each contender once, so that what else the machine does hits all alike.
