@@ -165,7 +165,7 @@ fn passphrase_typed_without_systemd() -> Result<()> {
 fn refused(variant: &str) -> Result<()> {
     let name = format!("dracut-refused-{variant}");
     let (mut kms, machine) =
-        with_static_secret(&name, |k| CloudConfig::of(k).deadline("45s"), PASSPHRASE)?;
+        with_static_secret(&name, |k| CloudConfig::of(k).deadline("30s"), PASSPHRASE)?;
     kms.put_volume(&Volume { quarantined: true, ..static_volume(&machine) })?;
     kms.start()?;
     let mut vm = vm(&machine, variant, &format!("{NETWORK} {UNATTENDED}"))?.start()?;
