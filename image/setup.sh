@@ -11,7 +11,7 @@ packages="
     qemu-system-x86 seabios swtpm swtpm-tools tpm2-tools openssl make
     mmdebstrap fakeroot uidmap busybox-static kmod cpio zstd
     fdisk e2fsprogs cryptsetup-bin dosfstools mtools grub-pc-bin grub-common
-    dracut-core dracut-network systemd
+    dracut-core dracut-network systemd udev dbus dmsetup
     iproute2 wireguard-tools wireguard-go util-linux"
 if [ "${1:-}" = bench ]; then
     packages="$packages clevis clevis-tpm2 clevis-luks tang jq socat curl procps strace time"

@@ -84,8 +84,9 @@ _latchkey_install_program() {
         _latchkey_missing "$1" "build it and run 'make install', or set latchkey_program= to where it is"
     fi
 
-    # Both are loaded by dlopen, so no list of dependencies names them: the driver of /dev/tpmrm0, and what a thread needs
-    # to end.
+    # Both are loaded by dlopen, so no list of dependencies names them. The TCTI for /dev/tpmrm0: the program brings its own
+    # (src/tpm/src/tcti.rs), this one is for tpm2-tools in the emergency shell and for another latchkey_program. And what a
+    # thread needs to end.
     inst_libdir_file "libtss2-tcti-device.so.*" "libgcc_s.so.*"
     _latchkey_tcti=$(_latchkey_in_image libtss2-tcti-device.so.0) \
         || _latchkey_missing libtss2-tcti-device.so.0 "$(_latchkey_package libtss2-tcti-device.so.0)"

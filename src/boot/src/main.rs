@@ -156,7 +156,7 @@ fn print_passphrase(arguments: &Arguments) -> Result<(), BootError> {
             "get needs --partition-label, --partition-name or --partition-uuid".into(),
         ));
     }
-    let config = oem::load(&arguments.config)?;
+    let config = oem::load(&arguments.config, oem::PATIENCE)?;
     let steps = Steps::default();
     let passphrase = unlock::with_source(&config, &steps, |source, deadline| {
         source.release(partition, deadline, &steps)
@@ -171,7 +171,7 @@ fn encrypt(arguments: &Arguments) -> Result<(), BootError> {
         recovery_key: arguments.recovery_key,
         new: arguments.new,
     };
-    let config = oem::load(&arguments.config)?;
+    let config = oem::load(&arguments.config, oem::PATIENCE)?;
     install::run(&config, &options, &mut |label, key| {
         log::info!(
             "the recovery key of {label} is on stdout. Keep it off this machine: it is shown this once"

@@ -15,19 +15,24 @@ use crate::network::Changes;
 const LABEL: &str = "COS_OEM";
 /// One of the directories that is searched, and Kairos' name for it.
 const MOUNT_POINT: &str = "/run/cos/oem";
-/// Kairos' own `rd.cos.oemtimeout` is 10 s.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// On a running system the disk is there, or it is not.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Early in the boot its driver may come late; Kairos' own `rd.cos.oemtimeout` is 10 s, which a busy
+/// machine was seen to exceed.
+pub const BOOT_PATIENCE: Duration = Duration::from_secs(90);
+const REMINDER: Duration = Duration::from_secs(10);
 
 /// Loads the configuration of this machine; of `directories` instead of [`DIRS`] where there are any.
+/// Waits up to `patience` for COS_OEM.
 ///
 /// # Errors
 /// [`BootError::Config`]; a configuration that is nowhere to be found is [`BootError::Setting`]:
 /// without it nobody can say which mode is meant, and a guess could be a weaker one.
-pub fn load(directories: &[PathBuf]) -> Result<Config, BootError> {
+pub fn load(directories: &[PathBuf], patience: Duration) -> Result<Config, BootError> {
     if !directories.is_empty() || DIRS.iter().any(|directory| has_entries(Path::new(directory))) {
         return load_mounted(directories);
     }
-    let mounted = Mounted::wait()?;
+    let mounted = Mounted::wait(patience)?;
     let config = load_mounted(directories);
     drop(mounted);
     config
@@ -57,8 +62,9 @@ fn has_entries(directory: &Path) -> bool {
 struct Mounted;
 
 impl Mounted {
-    fn wait() -> Result<Self, BootError> {
-        let deadline = Instant::now() + PATIENCE;
+    fn wait(patience: Duration) -> Result<Self, BootError> {
+        let deadline = Instant::now() + patience;
+        let mut reminder = Instant::now() + REMINDER;
         let changes = Changes::of_devices();
         loop {
             if let Some(volume) = plain_labelled(&scan(), LABEL) {
@@ -68,8 +74,14 @@ impl Mounted {
                 return Err(BootError::Setting(format!(
                     "no configuration: {} hold nothing, and after {} s no file system is labelled {LABEL}",
                     DIRS.join(", "),
-                    PATIENCE.as_secs()
+                    patience.as_secs()
                 )));
+            }
+            if Instant::now() >= reminder {
+                log::info!(
+                    "waiting for the file system labelled {LABEL}, where the configuration is"
+                );
+                reminder += REMINDER;
             }
             changes.wait(deadline);
         }

@@ -42,7 +42,7 @@ pub fn run(directories: &[PathBuf]) -> Result<(), BootError> {
 
 fn passphrase(directories: &[PathBuf]) -> Result<Passphrase, BootError> {
     let query = read_query()?;
-    let mut config = oem::load(directories)?;
+    let mut config = oem::load(directories, oem::PATIENCE)?;
     let server = query.server.clone().or_else(|| std::env::var(SERVER_VARIABLE).ok());
     if let Some(server) = server.filter(|server| !server.is_empty()) {
         config.challenger.server = Some(server);

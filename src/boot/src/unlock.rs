@@ -48,6 +48,8 @@ const SECRET_PATIENCE: Duration = Duration::from_secs(5);
 const REASON_PATIENCE: Duration = Duration::from_secs(2);
 /// Beyond the deadline and all patience: a call into libcryptsetup or the kernel that never returns.
 const WATCHDOG: u32 = 60;
+/// How often a volume is looked for when its passphrase was there before it.
+const EARLY_TICK: Duration = Duration::from_millis(250);
 const REMINDER: Duration = Duration::from_secs(10);
 
 /// What the automatic way reports to the main thread.
@@ -121,6 +123,8 @@ struct Unlocking {
     secret: Option<MachineSecret>,
     failure: Option<BootError>,
     by_person: bool,
+    /// What was typed before the volume appeared.
+    early: Option<Passphrase>,
     steps: Steps,
 }
 
@@ -152,6 +156,7 @@ impl Unlocking {
             secret: None,
             failure: None,
             by_person: false,
+            early: None,
             steps: steps.clone(),
         };
         Ok((unlocking, wake))
@@ -172,8 +177,8 @@ impl Unlocking {
             self.take_reports();
             match (event, prompt.as_mut()) {
                 (Event::Deadline, _) => break,
-                (Event::Typed(typed), Some(prompt)) => self.try_typed(&typed, prompt),
-                _ => {}
+                (Event::Typed(typed), Some(prompt)) => self.try_typed(typed, prompt),
+                _ => self.try_early(),
             }
         }
         drop(prompt);
@@ -195,6 +200,7 @@ impl Unlocking {
         if left.is_zero() {
             return Ok(Event::Deadline);
         }
+        let left = if self.early.is_some() { left.min(EARLY_TICK) } else { left };
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(prompt.as_ref().map(|prompt| PollFd::new(prompt.fd(), PollFlags::POLLIN)));
@@ -282,25 +288,47 @@ impl Unlocking {
         self.open(volume, label, typed, Origin::Person)
     }
 
-    fn try_typed(&mut self, typed: &[u8], prompt: &mut Prompt) {
-        let volumes = scan();
-        for label in self.closed.clone() {
-            let candidates = luks_labelled(&volumes, &label);
-            let opened = match candidates.as_slice() {
-                [volume] if !typed.is_empty() => self.open_typed(volume, &label, typed),
-                [_] => continue,
-                [] => Err(missing(&label, &volumes)),
-                several => Err(ambiguous(&label, several)),
-            };
-            match opened {
-                Ok(()) => self.by_person = true,
-                Err(error) => log::error!("{error}"),
+    fn try_typed(&mut self, typed: Passphrase, prompt: &mut Prompt) {
+        if !typed.is_empty() {
+            self.early = None;
+            for label in self.closed.clone() {
+                match self.open_labelled(&label, &typed) {
+                    Ok(()) => self.by_person = true,
+                    Err(BootError::VolumeMissing { .. }) => {
+                        log::info!(
+                            "no volume labelled {label} is there yet; what was typed is kept for it"
+                        );
+                        self.early = Some(typed.clone());
+                    }
+                    Err(error) => log::error!("{error}"),
+                }
             }
         }
         if !self.closed.is_empty()
             && let Err(error) = prompt.again()
         {
             log::warn!("cannot ask again: {error}");
+        }
+    }
+
+    /// Tries what was typed too early on volumes that have appeared since.
+    fn try_early(&mut self) {
+        let Some(typed) = self.early.take() else { return };
+        for label in self.closed.clone() {
+            match self.open_labelled(&label, &typed) {
+                Ok(()) => self.by_person = true,
+                Err(BootError::VolumeMissing { .. }) => self.early = Some(typed.clone()),
+                Err(error) => log::error!("{error}"),
+            }
+        }
+    }
+
+    fn open_labelled(&mut self, label: &str, typed: &[u8]) -> Result<(), BootError> {
+        let volumes = scan();
+        match luks_labelled(&volumes, label).as_slice() {
+            [volume] => self.open_typed(volume, label, typed),
+            [] => Err(missing(label, &volumes)),
+            several => Err(ambiguous(label, several)),
         }
     }
 
@@ -397,7 +425,7 @@ impl Reporter {
     }
 
     fn unlock(&mut self, began: Instant, steps: &Steps) -> Result<(), BootError> {
-        let config = steps.time("config", || oem::load(&self.directories))?;
+        let config = steps.time("config", || oem::load(&self.directories, oem::BOOT_PATIENCE))?;
         let plan = Plan::of(&config, began);
         let deadline = plan.deadline;
         self.report(Report::Plan(Box::new(plan)));
