@@ -12,6 +12,6 @@ for v in $(env | sed -n 's/^\(CARGO_[A-Z0-9_]*\)=.*/\1/p'); do
     esac
 done
 export CARGO_TARGET_DIR="$target"
-cargo build --quiet --profile boot -p kcrypt-discovery-challenger
-cargo build --quiet --release -p latchkey -p latchkey-kms
-cargo build --quiet --release -p latchkey-tests --bin latchkey-guest-report
+cargo build --profile boot -p kcrypt-discovery-challenger
+cargo build --release -p latchkey -p latchkey-kms
+cargo build --release -p latchkey-tests --bin latchkey-guest-report
