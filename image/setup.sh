@@ -11,10 +11,10 @@ packages="
     qemu-system-x86 seabios swtpm swtpm-tools tpm2-tools openssl make
     mmdebstrap fakeroot uidmap busybox-static kmod cpio zstd
     fdisk e2fsprogs cryptsetup-bin dosfstools mtools grub-pc-bin grub-common
-    dracut-core dracut-network systemd udev dbus dmsetup
+    dracut-core dracut-network systemd systemd-sysv udev dbus dmsetup procps
     iproute2 wireguard-tools wireguard-go util-linux"
 if [ "${1:-}" = bench ]; then
-    packages="$packages clevis clevis-tpm2 clevis-luks tang jq socat curl procps strace time"
+    packages="$packages clevis clevis-tpm2 clevis-luks tang jq socat curl strace time"
 fi
 
 missing=
