@@ -54,7 +54,7 @@ install:
 	ln -sfn ../..$(PREFIX)/bin/kcrypt-discovery-challenger $(DESTDIR)/system/discovery/kcrypt-discovery-challenger
 	install -d $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/50latchkey
 	install -m 755 dracut/50latchkey/*.sh $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/50latchkey/
-	install -m 644 dracut/50latchkey/*.service dracut/50latchkey/*.path $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/50latchkey/
+	install -m 644 $(filter-out %.sh,$(wildcard dracut/50latchkey/*)) $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/50latchkey/
 	install -D -m 644 systemd/latchkey.service $(DESTDIR)$(PREFIX)/lib/systemd/system/latchkey.service
 	install -d $(DESTDIR)$(PREFIX)/share/latchkey/grub
 	install -m 644 grub/* $(DESTDIR)$(PREFIX)/share/latchkey/grub/
