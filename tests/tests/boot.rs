@@ -161,3 +161,20 @@ fn from_disk_through_grub() -> Result<()> {
     assert_eq!(Unlocked::follow(&mut vm, Mesh::Up, &[PASSPHRASE])?.outcome(), Outcome::Unlocked);
     Ok(())
 }
+
+/// The plug is pulled while the partition is being encrypted, twice: the installation, called again, finishes, and what was
+/// on the partition is there.
+#[test]
+fn power_cut_while_installing() -> Result<()> {
+    let machine = Machine::new("power-cut", &CloudConfig::offline(), Persistent::Plain)?;
+    for _ in 0..2 {
+        let vm = machine.installing(&[])?;
+        vm.wait_for("% of .* MiB encrypted")?;
+        drop(vm);
+    }
+    assert_eq!(machine.install(&[])?.code, 0);
+    let unlocked =
+        Unlocked::follow(&mut machine.vm("boot")?.without_network().start()?, Mesh::Up, &[])?;
+    assert_eq!(unlocked.outcome(), Outcome::Unlocked);
+    Ok(())
+}
