@@ -1,7 +1,7 @@
 //! Waiting for the kernel to tell that something changed: routes and addresses by rtnetlink(7),
 //! devices by kobject uevents. Nothing here polls a clock where an event will come.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::{NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE};
@@ -49,11 +49,8 @@ impl Changes {
     pub fn wait(&self, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now()).min(TICK);
         let Some(socket) = &self.0 else { return std::thread::sleep(left) };
-        // SAFETY: the socket outlives the borrow.
-        #[allow(unsafe_code)]
-        let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) => {}
             Ok(_) => self.drain(socket),
             Err(errno) => {

@@ -115,6 +115,7 @@ pub fn run(directories: Vec<PathBuf>) -> Result<(), BootError> {
 /// The state of the main thread.
 struct Unlocking {
     plan: Plan,
+    planned: bool,
     began: Instant,
     reports: Receiver<Report>,
     closed: Vec<String>,
@@ -149,6 +150,7 @@ impl Unlocking {
                 mode: Mode::Offline,
                 mesh: None,
             },
+            planned: false,
             began,
             reports,
             closed: vec![DEFAULT_LABEL.to_owned()],
@@ -169,7 +171,8 @@ impl Unlocking {
             "latchkey:recovery",
         );
         self.steps.mark("prompt");
-        while !self.closed.is_empty() {
+        // A person may be quicker than the configuration, which may name more to open.
+        while !self.closed.is_empty() || (!self.planned && self.failure.is_none()) {
             if prompt.is_none() && self.failure.is_some() {
                 break;
             }
@@ -235,6 +238,7 @@ impl Unlocking {
                     self.closed =
                         plan.labels.iter().filter(|label| !open.contains(label)).cloned().collect();
                     self.plan = *plan;
+                    self.planned = true;
                     arm_watchdog(self.plan.deadline);
                 }
                 Report::Secret(secret) => self.secret = Some(secret),

@@ -96,6 +96,24 @@ pub enum State {
     Encrypted { label: String, uuid: String },
 }
 
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Empty => f.write_str("empty"),
+            Self::Plain(ext) => {
+                write!(f, "a file system labelled {:?} of {} MiB", ext.label, ext.size >> 20)
+            }
+            Self::HalfInstalled => f.write_str("what an interrupted run left at its beginning"),
+            Self::WithoutFileSystem => f.write_str("a new volume without its file system"),
+            Self::Encrypting => f.write_str("encrypted in part, by an interrupted run"),
+            Self::Cleaning => f.write_str("encrypted, and not yet cleaned up"),
+            Self::Encrypted { label, uuid } => {
+                write!(f, "encrypted already: LUKS2 volume {uuid} labelled {label:?}")
+            }
+        }
+    }
+}
+
 /// What is being done, for the person who waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -151,7 +169,7 @@ pub fn run(
         Err(_) if request.new => State::Empty,
         state => state?,
     };
-    log::info!("{}: {found:?}", request.device.display());
+    log::info!("{} is {found}", request.device.display());
     match &found {
         _ if request.new => create(&device, request, progress)?,
         State::Empty | State::WithoutFileSystem => create(&device, request, progress)?,
