@@ -119,7 +119,8 @@ pub fn serve(acts: Vec<Box<dyn Fn(TcpStream) + Send>>) -> SocketAddr {
     std::thread::spawn(move || {
         for (number, stream) in listener.incoming().flatten().enumerate() {
             let act = acts.get(number).or(acts.last()).unwrap();
-            act(stream);
+            // A client that gives up in the middle is no end of the server.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(stream)));
         }
     });
     address
