@@ -250,8 +250,10 @@ impl<'a> Attested<'a> {
         let mut socket = server.open(path, &headers, deadline)?;
         let message = socket.read(&authority)?;
         let challenge = Challenge::from_json(&message).map_err(|error| protocol(server, error))?;
-        let parts = split_credential(&challenge.credential, &challenge.secret)
-            .map_err(|error| refusal_in(&message).unwrap_or_else(|| protocol(server, error)))?;
+        let parts =
+            split_credential(&challenge.credential, &challenge.secret).map_err(|error| {
+                refusal_in(server, &message).unwrap_or_else(|| protocol(server, error))
+            })?;
         let activation = match self.activation.take() {
             Some(ready) => ready,
             None => self.tpm.prepare_activation(&self.ek)?,
@@ -270,10 +272,9 @@ impl<'a> Attested<'a> {
 }
 
 /// A server may say no where a challenge is expected.
-fn refusal_in(message: &[u8]) -> Option<ExchangeError> {
+fn refusal_in(server: &Endpoint, message: &[u8]) -> Option<ExchangeError> {
     let payload = Payload::from_json(message).ok().filter(|payload| !payload.error.is_empty())?;
-    let why = payload.classify().err()?.to_string();
-    Some(ExchangeError::Protocol { server: "the key server".into(), why })
+    Some(protocol(server, payload.classify().err()?))
 }
 
 fn protocol(server: &Endpoint, why: impl std::fmt::Display) -> ExchangeError {
