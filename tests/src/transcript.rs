@@ -162,6 +162,29 @@ impl Transcript {
         self.joined().contains(text)
     }
 
+    /// How often `text` was said, overwritten or not.
+    pub fn count(&self, text: &str) -> usize {
+        count(&self.lock(), text)
+    }
+
+    /// Whether `text` was said more than `than` times within `timeout`; an error when the program ended without.
+    pub fn wait_for_more(&self, text: &str, than: usize, timeout: Duration) -> Result<bool> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.lock();
+        while count(&state, text) <= than {
+            if state.ended {
+                let (who, tail) = (self.who.clone(), tail(&state.lines));
+                return Err(Error::Ended { who, pattern: text.to_owned(), tail });
+            }
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return Ok(false);
+            };
+            state =
+                self.shared.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(true)
+    }
+
     /// Everything that was said, overwritten or not, line ends left out.
     pub fn joined(&self) -> String {
         self.lock().lines.iter().map(|l| l.raw.as_str()).collect()
@@ -178,6 +201,10 @@ impl Transcript {
     pub fn tail(&self) -> String {
         tail(&self.lock().lines)
     }
+}
+
+fn count(state: &State, text: &str) -> usize {
+    state.lines.iter().map(|l| l.raw.matches(text).count()).sum()
 }
 
 /// A line as a terminal shows it: what follows the last carriage return, without control sequences (ECMA-48 CSI).

@@ -234,6 +234,29 @@ impl RunningVm {
         self.qemu.write(format!("{line}\n").as_bytes())
     }
 
+    /// Types a line at systemd's password agent, Enter included, when that has turned the terminal's echo off. It prints its
+    /// prompt before, and may drop what comes too early; so a letter is typed until the agent shows an asterisk for it,
+    /// and taken back (Ctrl-U).
+    pub fn type_to_agent(&mut self, line: &str) -> Result<()> {
+        let before = self.console.count("*");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.qemu.write(b"x")?;
+            if self.console.wait_for_more("*", before, Duration::from_secs(3))? {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Timeout {
+                    who: "systemd's password agent".into(),
+                    pattern: "[*]".into(),
+                    seconds: PATIENCE.as_secs(),
+                    tail: self.console.tail(),
+                });
+            }
+        }
+        self.qemu.write(format!("\u{15}{line}\n").as_bytes())
+    }
+
     /// Waits until the machine has powered itself off.
     pub fn wait_for_power_off(&mut self) -> Result<()> {
         self.console.wait_for_end(PATIENCE)?;
