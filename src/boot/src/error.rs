@@ -125,7 +125,7 @@ impl BootError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Exchange(error) => error.is_transient(),
-            Self::Refused(refusal) => matches!(refusal, Refusal::Other(_)),
+            Self::Refused(refusal) => refusal.is_transient(),
             _ => false,
         }
     }

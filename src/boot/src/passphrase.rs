@@ -235,7 +235,7 @@ fn open_release(
     steps: &Steps,
 ) -> Result<Passphrase, BootError> {
     match &release {
-        Release::Passphrase(text) => usable(Zeroizing::new(text.as_bytes().to_vec())),
+        Release::Passphrase(text) => usable(text.clone()),
         Release::Sealed(blob) => {
             usable(steps.time("tpm-unseal", || tpm.unseal_blob(settings.c_index, blob))?)
         }

@@ -18,11 +18,12 @@ pub mod manifest;
 pub mod pem;
 pub mod plugin;
 pub mod pubhash;
-#[cfg(feature = "server")]
 pub mod quote;
+pub mod release;
 pub mod timeline;
 mod tpm_bytes;
 pub mod v1;
+pub mod v2;
 
 pub use error::{Error, Result};
 

@@ -6,10 +6,10 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use serde::de::MapAccess;
-use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::{Error, Result, attest::AttestationParameters, go_json};
+pub use crate::release::{Refusal, Release};
+use crate::{Error, Result, attest::AttestationParameters, go_json, release};
 
 /// Path of the endpoint that releases a passphrase.
 pub const GET_PASS: &str = "/getPass";
@@ -220,9 +220,7 @@ impl Payload {
 
     /// The OAEP block in `passphrase`, if it is unpadded URL base64.
     pub fn sealed_block(&self) -> Result<Vec<u8>> {
-        URL_SAFE_NO_PAD
-            .decode(self.passphrase.as_bytes())
-            .map_err(|_| Error::Base64 { what: "TPM-encrypted passphrase" })
+        release::sealed_block(self.passphrase.as_bytes())
     }
 
     /// What the server's answer on `/getPass` means for a client.
@@ -236,7 +234,7 @@ impl Payload {
         if self.generated_by == GENERATED_BY_TPM {
             return self.sealed_block().map(Release::Sealed).map_err(|_| Refusal::Malformed);
         }
-        Ok(Release::Passphrase(self.passphrase))
+        Ok(Release::Passphrase(Zeroizing::new(self.passphrase.as_bytes().to_vec())))
     }
 }
 
@@ -262,101 +260,26 @@ impl go_json::GoObject for Payload {
     }
 }
 
-/// What a server released.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Release {
-    /// The passphrase itself, as an operator wrote it.
-    Passphrase(Zeroizing<String>),
-    /// An OAEP block that this machine's TPM key decrypts.
-    Sealed(Vec<u8>),
-}
-
-impl std::fmt::Debug for Release {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Passphrase(_) => f.write_str("Passphrase(redacted)"),
-            Self::Sealed(block) => write!(f, "Sealed({} bytes)", block.len()),
-        }
-    }
-}
-
-/// Why a server released nothing. Texts of the server are cut to [`MAX_REASON`] characters and hold no control characters.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Refusal {
-    /// An operator has locked this machine out. Asking again is no use.
-    #[error("the key server has this machine in quarantine ({0}); an operator must release it")]
-    Quarantined(String),
-    /// No volume of the server has this TPM hash and partition.
-    #[error(
-        "the key server does not know this machine or partition ({0}); an operator must add its TPM hash"
-    )]
-    UnknownMachine(String),
-    /// The volume is known, its Secret is not there yet: first enrolment may make one, unlocking may not.
-    #[error("the key server has no secret for this volume yet ({0}); encrypt enrols it")]
-    NoSecret(String),
-    /// Neither passphrase nor error: the server's Secret exists and is empty. Enrolling cannot mend it (the Secret is never
-    /// overwritten), and Go's client loops for ever here.
-    #[error(
-        "the key server's secret for this volume exists but is empty; an operator must delete or fill it"
-    )]
-    EmptySecret,
-    /// Marked as encrypted by a TPM, but not what a TPM key can decrypt.
-    #[error(
-        "the key server's secret for this volume is damaged: it is not the base64 a machine sends"
-    )]
-    Malformed,
-    /// Something else, most likely trouble on the server's side.
-    #[error("the key server refused: {0}")]
-    Other(String),
-}
-
-/// Most characters kept of a server's text.
-pub const MAX_REASON: usize = 300;
-
-impl Refusal {
-    fn from_text(text: &str) -> Self {
-        let told = text
-            .chars()
-            .take(MAX_REASON)
-            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-            .collect();
-        // Go's client keys on these substrings; the server's texts have them in front.
-        if text.contains(NO_SECRET) {
-            Self::NoSecret(told)
-        } else if text.contains(QUARANTINED) || text.contains("quarantined") {
-            Self::Quarantined(told)
-        } else if text.contains(NO_VOLUME) {
-            Self::UnknownMachine(told)
-        } else {
-            Self::Other(told)
-        }
-    }
-}
-
-const NO_SECRET: &str = "No secret found for";
-const NO_VOLUME: &str = "no volume found with data from request and hash:";
-const QUARANTINED: &str = "quarantined:";
-
 /// The server's texts, byte for byte (§5.5).
 pub mod text {
-    use crate::pubhash::Pubhash;
+    use crate::{pubhash::Pubhash, release};
 
     /// `/getPass`: no Secret yet; the client enrols.
     #[must_use]
     pub fn no_secret(pubhash: &Pubhash, label: &str) -> String {
-        format!("{} {pubhash} and {label}", super::NO_SECRET)
+        format!("{} {pubhash} and {label}", release::NO_SECRET)
     }
 
     /// `/getPass`: nobody we know.
     #[must_use]
     pub fn no_volume(pubhash: &Pubhash) -> String {
-        format!("{} {pubhash}", super::NO_VOLUME)
+        format!("{} {pubhash}", release::NO_VOLUME)
     }
 
     /// Both endpoints: locked out; `label` is the partition's in the volume.
     #[must_use]
     pub fn quarantined(label: &str) -> String {
-        format!("{} {label}", super::QUARANTINED)
+        format!("{} {label}", release::QUARANTINED)
     }
 
     /// `/postPass`: nobody we know.

@@ -320,7 +320,7 @@ fn each_answer_of_a_server_means_one_thing() {
     let cases: [(Payload, Meaning); 11] = [
         (
             plain("hunter2"),
-            |meaning| matches!(meaning, Ok(Release::Passphrase(text)) if **text == "hunter2"),
+            |meaning| matches!(meaning, Ok(Release::Passphrase(text)) if **text == *b"hunter2"),
         ),
         (Payload { generated_by: "someone".to_owned(), ..plain("x") }, |meaning| {
             matches!(meaning, Ok(Release::Passphrase(_)))

@@ -302,3 +302,25 @@ metadata:
     assert_eq!(read.secrets[0].data["passphrase"].as_slice(), b"abc");
     assert_eq!(volume.metadata.namespace(), read.secrets[0].metadata.namespace());
 }
+
+#[test]
+fn generation_2_makes_these_names() {
+    let sixty = "a".repeat(70);
+    let cut = format!("{}-6bd5e503", "a".repeat(54));
+    for (from, to) in [
+        ("tofu-7441c78f-COS_PERSISTENT", "tofu-7441c78f-cos-persistent"),
+        (
+            "7441c78f1976fb23e6a5c68f0be35be8375b135dcb36fb03cecc60f39c7660bd",
+            "7441c78f1976fb23e6a5c68f0be35be8375b135dcb36fb03cecc60-e99b68da",
+        ),
+        ("___", "kube-bda25155"),
+        ("my.vol-COS_OEM", "my-vol-cos-oem"),
+        (sixty.as_str(), cut.as_str()),
+        ("tofu-7441c78f-PERSISTENT", "tofu-7441c78f-PERSISTENT"),
+    ] {
+        assert_eq!(manifest::safe_kube_name(from), to);
+    }
+    let pubhash =
+        "187c624e06113ed470275dd1ab94f595d41aeae89e8fcf740bb1a3b0b62c691c".parse().unwrap();
+    assert_eq!(manifest::tofu_volume_name(&pubhash), "tofu-187c624e");
+}

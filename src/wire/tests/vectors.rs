@@ -4,7 +4,7 @@
 use latchkey_wire::{
     attest, ek, pem,
     pubhash::{Pubhash, rsa_spki},
-    v1,
+    v1, v2,
 };
 use serde_json::Value;
 
@@ -77,4 +77,42 @@ fn ak_parameters_are_written_as_go_writes_them() {
     let recorded = &vectors()["ak_params_v2"];
     let written: Value = serde_json::from_str(&parameters(recorded).to_json()).unwrap();
     assert_eq!(&written, recorded);
+}
+
+fn init(vectors: &Value) -> v2::Init {
+    v2::Init {
+        ek_spki: base64(&vectors["ek_spki_b64"]),
+        ak: parameters(&vectors["ak_params_v2"]),
+        defer_pcr_enrollment: false,
+        accepts_sealed: false,
+    }
+}
+
+#[test]
+fn the_init_of_generation_2_is_the_recorded_one() {
+    let vectors = vectors();
+    let (init, recorded) = (init(&vectors), &vectors["v2_init"]);
+    let read = v2::Init::from_json(recorded.to_string().as_bytes()).unwrap();
+    let deferred = recorded["defer_pcr_enrollment"].as_bool().unwrap_or_default();
+    assert_eq!(read, v2::Init { defer_pcr_enrollment: deferred, ..init.clone() });
+    let written: Value = serde_json::from_str(&read.to_json()).unwrap();
+    assert_eq!(&written, recorded);
+    assert!(read.to_json().ends_with("}\n"));
+    assert!(!init.to_json().contains("accepts_sealed"), "nothing more than upstream sends");
+}
+
+#[test]
+fn the_proof_of_generation_2_carries_the_recorded_quote_as_an_object() {
+    let vectors = vectors();
+    let secret = base64(&vectors["activation_secret_b64"]);
+    let recorded = serde_json::json!({
+        "secret": vectors["activation_secret_b64"],
+        "pcr_quote": vectors["quote_nonce_is_secret"],
+    });
+    let proof = v2::Proof::from_json(recorded.to_string().as_bytes()).unwrap();
+    assert_eq!(*proof.secret.0, secret);
+    assert_eq!(proof.pcr_quote.pcrs.keys().copied().collect::<Vec<_>>(), [0, 7, 11]);
+    let written: Value = serde_json::from_str(&proof.to_json()).unwrap();
+    assert_eq!(written, recorded);
+    assert!(!format!("{proof:?}").contains(vectors["activation_secret_b64"].as_str().unwrap()));
 }

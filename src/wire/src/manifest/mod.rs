@@ -11,6 +11,7 @@ mod write;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 pub use self::read::parse;
@@ -212,6 +213,51 @@ impl Partition {
 #[must_use]
 pub fn kube_name(name: &str) -> String {
     name.replace('_', "-").to_lowercase()
+}
+
+/// Generation 2's rule for names and keys (`SafeKubeName`, §7.2), defects included: what is valid but for capitals stays as it
+/// is, and `a_b` and `a.b` come to the same name.
+#[must_use]
+pub fn safe_kube_name(name: &str) -> String {
+    let is_edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    if bytes.len() <= MAX_KUBE_NAME
+        && is_edge(bytes.first())
+        && is_edge(bytes.last())
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+    {
+        return name.to_owned();
+    }
+    let checksum: String =
+        Sha256::digest(bytes).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let mapped: String = name
+        .chars()
+        .map(|c| match c {
+            'a'..='z' | '0'..='9' | '-' => c,
+            'A'..='Z' => c.to_ascii_lowercase(),
+            _ => '-',
+        })
+        .collect();
+    let cleaned = mapped.trim_matches('-');
+    if cleaned.is_empty() {
+        return format!("kube-{checksum}");
+    }
+    match cleaned.get(..MAX_KUBE_NAME - 1 - checksum.len()) {
+        Some(front) if cleaned.len() > MAX_KUBE_NAME => {
+            format!("{}-{checksum}", front.strip_suffix('-').unwrap_or(front))
+        }
+        _ => cleaned.to_owned(),
+    }
+}
+
+/// Longest name that [`safe_kube_name`] makes, in bytes (RFC 1123 label).
+const MAX_KUBE_NAME: usize = 63;
+
+/// The name generation 2 gives the volume of a machine it learns of: 32 bits of the TPM hash, so never what decides
+/// whose volume it is.
+#[must_use]
+pub fn tofu_volume_name(pubhash: &Pubhash) -> String {
+    format!("tofu-{}", pubhash.as_str().get(..8).unwrap_or_default())
 }
 
 /// A label without the `_LUKS` that newer installers add: `X` and `X_LUKS` are one partition (§11.2).
