@@ -35,6 +35,11 @@ pub struct Init {
     pub defer_pcr_enrollment: bool,
     /// This client decrypts what it sealed for generation 1. Ours, not upstream's.
     pub accepts_sealed: bool,
+    /// This is a boot, not an installation: nothing is to be created. Where Go's server, which ignores this key, makes a
+    /// new volume, partition or Secret (§7.4, rows a, c′, d, and c without a Secret), ours refuses the machine as unknown
+    /// ([`text::unknown`]): a passphrase made now would be another one than the disk's. PCRs are learned all the same.
+    /// Ours, not upstream's.
+    pub release_only: bool,
 }
 
 impl Init {
@@ -42,11 +47,12 @@ impl Init {
     #[must_use]
     pub fn to_json(&self) -> String {
         format!(
-            "{{\"ek_public\":\"{}\",\"ak_params\":{}{}{}}}\n",
+            "{{\"ek_public\":\"{}\",\"ak_params\":{}{}{}{}}}\n",
             STANDARD.encode(&self.ek_spki),
             self.ak.to_json(),
             flag("defer_pcr_enrollment", self.defer_pcr_enrollment),
             flag("accepts_sealed", self.accepts_sealed),
+            flag("release_only", self.release_only),
         )
     }
 
@@ -67,6 +73,7 @@ impl go_json::GoObject for Init {
             "ak_params" => self.ak = go_json::object(map)?,
             "defer_pcr_enrollment" => self.defer_pcr_enrollment = go_json::boolean(map)?,
             "accepts_sealed" => self.accepts_sealed = go_json::boolean(map)?,
+            "release_only" => self.release_only = go_json::boolean(map)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -316,6 +323,12 @@ pub mod text {
             "attestation verification failed: {}: PCR{index} mismatch: not provided in current values",
             release::PCR_FAILED
         )
+    }
+
+    /// Nobody we know, and [`super::Init::release_only`] forbids to make a volume, partition or Secret.
+    #[must_use]
+    pub fn unknown(pubhash: &crate::pubhash::Pubhash) -> String {
+        format!("{} {pubhash}", release::NO_VOLUME)
     }
 
     /// The Secret that the volume names is not there.

@@ -3,6 +3,7 @@
 
 use latchkey_wire::{
     MAX_MESSAGE,
+    pubhash::Pubhash,
     release::{Refusal, Release},
     v1::Challenge,
     v2::{Answer, Init, Proof, challenge_to_json, text},
@@ -57,7 +58,9 @@ fn an_error_counts_wherever_it_stands() {
 #[test]
 fn each_text_of_a_server_means_one_thing_and_only_some_may_pass() {
     type Meaning = fn(&Refusal) -> bool;
-    let cases: [(String, Meaning, bool); 15] = [
+    let pubhash = Pubhash::of_spki(b"");
+    let cases: [(String, Meaning, bool); 16] = [
+        (text::failed(text::unknown(&pubhash)), |r| matches!(r, Refusal::UnknownMachine(_)), false),
         (text::failed(text::QUARANTINED), |r| matches!(r, Refusal::Quarantined(_)), false),
         (text::failed(text::ek_mismatch()), |r| matches!(r, Refusal::OtherTpm(_)), false),
         (text::failed(text::pcr_changed("7")), |r| matches!(r, Refusal::BootState(_)), false),

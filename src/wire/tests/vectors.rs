@@ -85,6 +85,7 @@ fn init(vectors: &Value) -> v2::Init {
         ak: parameters(&vectors["ak_params_v2"]),
         defer_pcr_enrollment: false,
         accepts_sealed: false,
+        release_only: false,
     }
 }
 
@@ -98,7 +99,11 @@ fn the_init_of_generation_2_is_the_recorded_one() {
     let written: Value = serde_json::from_str(&read.to_json()).unwrap();
     assert_eq!(&written, recorded);
     assert!(read.to_json().ends_with("}\n"));
-    assert!(!init.to_json().contains("accepts_sealed"), "nothing more than upstream sends");
+    let ours = v2::Init { accepts_sealed: true, release_only: true, ..init.clone() };
+    assert_eq!(v2::Init::from_json(ours.to_json().as_bytes()).unwrap(), ours);
+    for key in ["accepts_sealed", "release_only", "defer_pcr_enrollment"] {
+        assert!(!init.to_json().contains(key), "nothing more than upstream sends");
+    }
 }
 
 #[test]
