@@ -28,7 +28,7 @@ const REMINDER: Duration = Duration::from_secs(10);
 /// The way of unlocking that a configuration names.
 #[must_use]
 pub fn mode(config: &Config) -> Mode {
-    if config.challenger.server.is_some() { Mode::Online } else { Mode::Offline }
+    if config.challenger.servers.is_empty() { Mode::Offline } else { Mode::Online }
 }
 
 /// The passphrases of a machine, from its TPM or its key server.
@@ -50,7 +50,9 @@ impl<'a> Source<'a> {
         settings: &'a Challenger,
         steps: &Steps,
     ) -> Result<Self, BootError> {
-        let Some(url) = &settings.server else { return Ok(Self::Offline { tpm, settings }) };
+        let Some(url) = settings.servers.first() else {
+            return Ok(Self::Offline { tpm, settings });
+        };
         if settings.mdns {
             return Err(BootError::Setting(
                 "kcrypt.challenger.mdns: this version finds no server by mDNS; give challenger_server an address"

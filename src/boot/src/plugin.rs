@@ -45,7 +45,7 @@ fn passphrase(directories: &[PathBuf]) -> Result<Passphrase, BootError> {
     let mut config = oem::load(directories, oem::PATIENCE)?;
     let server = query.server.clone().or_else(|| std::env::var(SERVER_VARIABLE).ok());
     if let Some(server) = server.filter(|server| !server.is_empty()) {
-        config.challenger.server = Some(server);
+        config.challenger.servers = vec![server];
     }
     config.challenger.mdns |= query.mdns;
     let partition = Partition { label: query.label, name: query.name, uuid: query.uuid };

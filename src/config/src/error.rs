@@ -53,6 +53,11 @@ pub enum ConfigError {
     )]
     Conflict { first_key: String, first: Place, second_key: String, second: Place },
 
+    #[error(
+        "{key} is {known} at {first} and {found} at {second}, and these do not merge; write it one way"
+    )]
+    Merge { key: String, first: Place, known: &'static str, second: Place, found: &'static str },
+
     #[error("{place}: {key} needs {missing} as well")]
     Missing { place: Place, key: String, missing: &'static str },
 }

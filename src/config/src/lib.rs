@@ -5,6 +5,7 @@
 //! that would be a weaker mode. What others have written in the same files is none of our business as long as it is YAML.
 
 mod certificate;
+pub mod cmdline;
 mod error;
 mod files;
 mod prefix;
@@ -30,6 +31,8 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(120);
 pub const DEFAULT_NV_INDEX: u32 = 0x0150_0000;
 /// Persistent handle of the blob key (protocols/kcrypt.md §9.1).
 pub const DEFAULT_C_INDEX: u32 = 0x8100_0008;
+/// Firmware, Secure Boot state, unified kernel image: what Kairos quotes (protocols/kcrypt.md §6.3).
+pub const DEFAULT_PCRS: [u8; 3] = [0, 7, 11];
 /// WireGuard's customary port.
 pub const DEFAULT_MESH_PORT: u16 = 51820;
 pub const DEFAULT_MESH_INTERFACE: &str = "wg-latchkey";
@@ -42,6 +45,8 @@ pub struct Config {
     pub encrypted_partitions: Vec<String>,
     /// `latchkey.deadline`, 1 s to 24 h, default [`DEFAULT_DEADLINE`].
     pub deadline: Duration,
+    /// `latchkey.mapper`.
+    pub mapper: MapperNames,
     /// `latchkey.mesh`; without it no mesh identity is made.
     pub mesh: Option<Mesh>,
     /// The cloud-config files that were read, in order. Empty: no directory, or no file with a header.
@@ -51,8 +56,12 @@ pub struct Config {
 /// `kcrypt.challenger`, and what newer Kairos reads directly below `kcrypt`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenger {
-    /// http, https, ws or wss URL. `None`: local mode.
-    pub server: Option<String>,
+    /// http, https, ws or wss URLs, each once: `challenger_server`, a text or a list. Empty: local mode.
+    pub servers: Vec<String>,
+    /// `latchkey.protocol`.
+    pub protocol: Protocol,
+    /// What a v2 quote is over, 0 to 15, ascending: `latchkey.pcrs`, default [`DEFAULT_PCRS`].
+    pub pcrs: Vec<u8>,
     /// 0x01000000 to 0x01ffffff.
     pub nv_index: u32,
     /// 0x81000000 to 0x81ffffff.
@@ -61,8 +70,28 @@ pub struct Challenger {
     pub tpm_device: Option<String>,
     /// PEM text with one certificate at least.
     pub certificate: Option<String>,
-    /// The server's name ends in `.local` and is looked for by multicast.
+    /// A server whose name ends in `.local` is looked for by multicast; there is one such at least.
     pub mdns: bool,
+}
+
+/// Which generation of the protocol is spoken (protocols/kcrypt.md §0.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// v2, and v1 with a server that answers 404 to it.
+    #[default]
+    Auto,
+    V1,
+    V2,
+}
+
+/// What a mapping below /dev/mapper is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MapperNames {
+    /// As the volume's label, which stays: `/dev/mapper/COS_PERSISTENT`.
+    #[default]
+    Label,
+    /// As the kernel calls the partition this time, as Kairos does: `/dev/mapper/sda3`.
+    Partition,
 }
 
 /// `latchkey.mesh`.
@@ -91,8 +120,12 @@ pub fn load(dirs: &[&Path]) -> Result<Config, ConfigError> {
     Ok(Config {
         challenger: challenger(&settings, dirs)?,
         encrypted_partitions: match settings.get("install.encrypted_partitions") {
-            Some((Setting::Labels(labels), _)) => labels.clone(),
+            Some((Setting::List(labels), _)) => labels.clone(),
             _ => Vec::new(),
+        },
+        mapper: match settings.get("latchkey.mapper") {
+            Some((Setting::Mapper(mapper), _)) => *mapper,
+            _ => MapperNames::default(),
         },
         deadline: match settings.get("latchkey.deadline") {
             Some((Setting::Duration(deadline), _)) => *deadline,
@@ -104,8 +137,11 @@ pub fn load(dirs: &[&Path]) -> Result<Config, ConfigError> {
 }
 
 fn challenger(settings: &Settings, dirs: &[&Path]) -> Result<Challenger, ConfigError> {
-    let server = text(settings.get("kcrypt.challenger.challenger_server"));
-    let mdns = mdns(settings, server.as_deref())?;
+    let servers = match settings.get("kcrypt.challenger.challenger_server") {
+        Some((Setting::List(urls), _)) => urls.clone(),
+        single => text(single).into_iter().collect(),
+    };
+    let mdns = mdns(settings, &servers)?;
     let certificate = match settings.get("kcrypt.challenger.certificate") {
         Some((Setting::Text(value), place)) if !value.is_empty() => {
             Some(certificate::pem(value, place, dirs)?)
@@ -113,7 +149,15 @@ fn challenger(settings: &Settings, dirs: &[&Path]) -> Result<Challenger, ConfigE
         _ => None,
     };
     Ok(Challenger {
-        server,
+        servers,
+        protocol: match settings.get("latchkey.protocol") {
+            Some((Setting::Protocol(protocol), _)) => *protocol,
+            _ => Protocol::default(),
+        },
+        pcrs: match settings.get("latchkey.pcrs") {
+            Some((Setting::Pcrs(pcrs), _)) => pcrs.clone(),
+            _ => DEFAULT_PCRS.to_vec(),
+        },
         nv_index: handle(either(settings, "nv_index")?).unwrap_or(DEFAULT_NV_INDEX),
         c_index: handle(either(settings, "c_index")?).unwrap_or(DEFAULT_C_INDEX),
         tpm_device: text(either(settings, "tpm_device")?),
@@ -153,23 +197,26 @@ fn handle(found: Found<'_>) -> Option<u32> {
     }
 }
 
-fn mdns(settings: &Settings, server: Option<&str>) -> Result<bool, ConfigError> {
+fn mdns(settings: &Settings, servers: &[String]) -> Result<bool, ConfigError> {
     let key = "kcrypt.challenger.mdns";
     let Some((Setting::Flag(true), place)) = settings.get(key) else { return Ok(false) };
-    let Some(server) = server else {
+    if servers.is_empty() {
         return Err(ConfigError::Missing {
             place: place.clone(),
             key: key.to_owned(),
             missing: "kcrypt.challenger.challenger_server, with a host that ends in .local",
         });
-    };
-    let host = value::host_of(server).unwrap_or_default();
-    if !host.trim_end_matches('.').to_ascii_lowercase().ends_with(".local") {
+    }
+    let hosts: Vec<_> = servers.iter().filter_map(|server| value::host_of(server)).collect();
+    let is_local =
+        |host: &&str| host.trim_end_matches('.').to_ascii_lowercase().ends_with(".local");
+    if !hosts.iter().any(is_local) {
         return Err(ConfigError::Invalid {
             place: place.clone(),
             key: key.to_owned(),
             why: format!(
-                "multicast DNS finds hosts that end in .local only, and challenger_server names {host:?}"
+                "multicast DNS finds hosts that end in .local only, and challenger_server names {}",
+                hosts.join(", ")
             ),
         });
     }

@@ -29,8 +29,8 @@ const BRANCHES: [Branch; 6] = [
     Branch { path: "latchkey.mesh", ours: true },
 ];
 
-const LEAVES: [(&str, Kind); 15] = [
-    ("kcrypt.challenger.challenger_server", Kind::Server),
+const LEAVES: [(&str, Kind); 18] = [
+    ("kcrypt.challenger.challenger_server", Kind::Servers),
     ("kcrypt.challenger.mdns", Kind::Flag),
     ("kcrypt.challenger.certificate", Kind::Certificate),
     ("kcrypt.challenger.nv_index", Kind::NvIndex),
@@ -41,6 +41,9 @@ const LEAVES: [(&str, Kind); 15] = [
     ("kcrypt.tpm_device", Kind::TpmDevice),
     ("install.encrypted_partitions", Kind::Labels),
     ("latchkey.deadline", Kind::Duration),
+    ("latchkey.protocol", Kind::Protocol),
+    ("latchkey.pcrs", Kind::Pcrs),
+    ("latchkey.mapper", Kind::Mapper),
     ("latchkey.mesh.network", Kind::Network),
     ("latchkey.mesh.prefix", Kind::Prefix),
     ("latchkey.mesh.port", Kind::Port),
@@ -148,14 +151,31 @@ impl Settings {
             }
         })?;
         let merged = match (self.leaves.remove(key), setting) {
-            (Some((Setting::Labels(mut known), _)), Setting::Labels(more)) => {
+            (Some((Setting::List(mut known), _)), Setting::List(more)) => {
                 unite(&mut known, more);
-                Setting::Labels(known)
+                Setting::List(known)
             }
-            (_, Setting::Labels(labels)) => {
+            (Some((Setting::Pcrs(mut known), _)), Setting::Pcrs(more)) => {
+                known.extend(more);
+                known.sort_unstable();
+                known.dedup();
+                Setting::Pcrs(known)
+            }
+            (Some((known @ (Setting::List(_) | Setting::Text(_)), first)), setting)
+                if known.kind() != setting.kind() =>
+            {
+                return Err(ConfigError::Merge {
+                    key: key.to_owned(),
+                    first,
+                    known: known.kind(),
+                    second: place,
+                    found: setting.kind(),
+                });
+            }
+            (_, Setting::List(texts)) => {
                 let mut once = Vec::new();
-                unite(&mut once, labels);
-                Setting::Labels(once)
+                unite(&mut once, texts);
+                Setting::List(once)
             }
             (_, setting) => setting,
         };
@@ -191,9 +211,9 @@ fn join(path: &str, name: &str) -> String {
 }
 
 fn unite(known: &mut Vec<String>, more: Vec<String>) {
-    for label in more {
-        if !known.contains(&label) {
-            known.push(label);
+    for text in more {
+        if !known.contains(&text) {
+            known.push(text);
         }
     }
 }

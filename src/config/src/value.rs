@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use crate::prefix::Prefix;
 use crate::yaml::{Node, Value};
+use crate::{MapperNames, Protocol};
 
 /// What a setting is, and with it what it must look like.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
-    /// URL of the key server.
-    Server,
+    /// URL of a key server, or a list of them.
+    Servers,
     /// NV index: TPM 2.0 Library Part 2 §7.2, handle type 0x01.
     NvIndex,
     /// Persistent object: handle type 0x81.
@@ -18,6 +19,9 @@ pub(crate) enum Kind {
     Certificate,
     Flag,
     Labels,
+    Pcrs,
+    Protocol,
+    Mapper,
     Duration,
     Network,
     Prefix,
@@ -30,10 +34,24 @@ pub(crate) enum Setting {
     Text(String),
     Handle(u32),
     Flag(bool),
-    Labels(Vec<String>),
+    /// Of texts; a later file's is united with it.
+    List(Vec<String>),
+    Pcrs(Vec<u8>),
+    Protocol(Protocol),
+    Mapper(MapperNames),
     Duration(Duration),
     Prefix(Prefix),
     Port(u16),
+}
+
+impl Setting {
+    /// What this is, for an error message.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::List(_) | Self::Pcrs(_) => "a list",
+            _ => "a single value",
+        }
+    }
 }
 
 /// Why a node is not the value it should be.
@@ -50,11 +68,15 @@ const DEADLINES: std::ops::RangeInclusive<Duration> =
 const MAX_LABEL: usize = 47;
 const MAX_LABELS: usize = 64;
 const MAX_TEXT: usize = 4096;
+/// Each is asked at every boot; nobody has more.
+const MAX_SERVERS: usize = 16;
+/// PCRs 16 to 23 can be reset or extended at any time (TCG PC Client Platform TPM Profile 1.05 §4.6): they prove nothing.
+const MAX_PCR: u8 = 15;
 
 impl Kind {
     pub(crate) fn read(self, node: &Node) -> Result<Setting, Fault> {
         match self {
-            Self::Server => server(string(node, "a URL")?).map(Setting::Text),
+            Self::Servers => servers(node),
             Self::NvIndex => handle(node, 0x01, "NV index").map(Setting::Handle),
             Self::Persistent => handle(node, 0x81, "persistent").map(Setting::Handle),
             Self::TpmDevice => {
@@ -64,7 +86,10 @@ impl Kind {
                 Ok(Setting::Text(string(node, "PEM text or the path of a PEM file")?.to_owned()))
             }
             Self::Flag => flag(node).map(Setting::Flag),
-            Self::Labels => labels(node).map(Setting::Labels),
+            Self::Labels => labels(node).map(Setting::List),
+            Self::Pcrs => pcrs(node).map(Setting::Pcrs),
+            Self::Protocol => protocol(string(node, "auto, v1 or v2")?).map(Setting::Protocol),
+            Self::Mapper => mapper(string(node, "label or partition")?).map(Setting::Mapper),
             Self::Duration => duration(node).map(Setting::Duration),
             Self::Network => network(string(node, "a name")?).map(Setting::Text),
             Self::Prefix => prefix(string(node, "a prefix as fd10::/16")?).map(Setting::Prefix),
@@ -150,6 +175,21 @@ fn handle(node: &Node, kind: u8, name: &str) -> Result<u32, Fault> {
             "{handle:#010x} is no {name} handle, these are {kind:#04x}000000 to {kind:#04x}ffffff"
         ))
     }
+}
+
+fn servers(node: &Node) -> Result<Setting, Fault> {
+    let expected = "a URL or a list of URLs";
+    let Value::Sequence(items) = &node.value else {
+        return server(string(node, expected)?).map(Setting::Text);
+    };
+    if items.len() > MAX_SERVERS {
+        return invalid(format!("more than {MAX_SERVERS} servers"));
+    }
+    let urls = items.iter().map(|item| match string(item, "a URL")? {
+        "" => invalid("an empty text is no URL of a server"),
+        text => server(text),
+    });
+    urls.collect::<Result<_, _>>().map(Setting::List)
 }
 
 fn server(text: &str) -> Result<String, Fault> {
@@ -256,6 +296,42 @@ fn label(text: &str) -> Result<String, Fault> {
         invalid(format!(
             "{text:?} is no partition label: 1 to {MAX_LABEL} letters, digits, `_`, `-`, `.`"
         ))
+    }
+}
+
+/// Numbers, or texts of numbers; in order, each once.
+fn pcrs(node: &Node) -> Result<Vec<u8>, Fault> {
+    let expected = "a list of PCR numbers as [0, 7, 11]";
+    let Value::Sequence(items) = &node.value else { return Err(Fault::WrongType { expected }) };
+    let number = |item: &std::rc::Rc<Node>| {
+        let text = scalar(item, expected)?;
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        match text.parse() {
+            Ok(pcr @ 0..=MAX_PCR) if digits => Ok(pcr),
+            _ => invalid(format!("{text:?} is no PCR that can be relied on, 0 to {MAX_PCR}")),
+        }
+    };
+    let pcrs = items.iter().map(number).collect::<Result<std::collections::BTreeSet<u8>, _>>()?;
+    if pcrs.is_empty() {
+        return invalid("a quote needs one PCR at least; the default is [0, 7, 11]");
+    }
+    Ok(pcrs.into_iter().collect())
+}
+
+fn protocol(text: &str) -> Result<Protocol, Fault> {
+    match text {
+        "auto" => Ok(Protocol::Auto),
+        "v1" => Ok(Protocol::V1),
+        "v2" => Ok(Protocol::V2),
+        _ => invalid(format!("{text:?} is no protocol: auto, v1 or v2")),
+    }
+}
+
+fn mapper(text: &str) -> Result<MapperNames, Fault> {
+    match text {
+        "label" => Ok(MapperNames::Label),
+        "partition" => Ok(MapperNames::Partition),
+        _ => invalid(format!("{text:?} names no mapping: label or partition")),
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use latchkey_config::{Challenger, Config, ConfigError, load};
+use latchkey_config::{Challenger, Config, ConfigError, MapperNames, Protocol, load};
 use tempfile::TempDir;
 
 const CERTIFICATE: &str =
@@ -34,7 +34,9 @@ fn load_text(text: &str) -> Result<Config, ConfigError> {
 fn defaults() -> Config {
     Config {
         challenger: Challenger {
-            server: None,
+            servers: vec![],
+            protocol: Protocol::Auto,
+            pcrs: vec![0, 7, 11],
             nv_index: 0x0150_0000,
             c_index: 0x8100_0008,
             tpm_device: None,
@@ -43,6 +45,7 @@ fn defaults() -> Config {
         },
         encrypted_partitions: vec![],
         deadline: Duration::from_secs(120),
+        mapper: MapperNames::Label,
         mesh: None,
         sources: vec![],
     }
@@ -94,7 +97,7 @@ latchkey:
         CERTIFICATE.lines().map(|line| format!("      {line}\n")).collect::<String>()
     );
     let config = load_files(&[("90_custom.yaml", &text)]).unwrap();
-    assert_eq!(config.challenger.server.as_deref(), Some("https://kms.example.org:8443/base"));
+    assert_eq!(config.challenger.servers, ["https://kms.example.org:8443/base"]);
     assert_eq!(config.challenger.nv_index, 0x0180_0001);
     assert_eq!(config.challenger.c_index, 0x8100_0009);
     assert_eq!(config.challenger.tpm_device.as_deref(), Some("/dev/tpmrm1"));
@@ -131,12 +134,12 @@ fn which_files_are_read_and_in_which_order() {
         config.sources.iter().map(|path| path.strip_prefix(dir.path()).unwrap()).collect();
     let order = [".hidden.yaml", "10_first.yaml", "50_dir/z.yml", "50_dir.yaml", "90_last.yaml"];
     assert_eq!(names, order.map(Path::new));
-    assert_eq!(config.challenger.server.as_deref(), Some("http://last"));
+    assert_eq!(config.challenger.servers, ["http://last"]);
 
     // Directories merge in the order given, not by name.
     let (first, second) = (oem(&[("99.yaml", &server("a"))]), oem(&[("00.yaml", &server("b"))]));
     let config = load(&[first.path(), Path::new("/nonexistent"), second.path()]).unwrap();
-    assert_eq!(config.challenger.server.as_deref(), Some("http://b"));
+    assert_eq!(config.challenger.servers, ["http://b"]);
 }
 
 #[test]
@@ -218,7 +221,7 @@ fn later_files_merge_over_earlier_ones() {
         "kcrypt: {challenger: {challenger_server: 'http://b'}}",
         "kcrypt: {tpm_device: /dev/tpm0}",
     ]);
-    assert_eq!(config.challenger.server.as_deref(), Some("http://b"));
+    assert_eq!(config.challenger.servers, ["http://b"]);
     assert_eq!(config.challenger.nv_index, 0x0150_0001);
     assert_eq!(config.challenger.tpm_device.as_deref(), Some("/dev/tpm0"));
 
@@ -228,6 +231,14 @@ fn later_files_merge_over_earlier_ones() {
         "install: {encrypted_partitions: [A, C]}",
     ]);
     assert_eq!(config.encrypted_partitions, ["B", "A", "C"]);
+
+    let config = merged(&["latchkey: {pcrs: [11, 7]}", "latchkey: {pcrs: ['0', 7]}"]);
+    assert_eq!(config.challenger.pcrs, [0, 7, 11]);
+    let config = merged(&[
+        "kcrypt: {challenger: {challenger_server: ['http://b', 'http://a']}}",
+        "kcrypt: {challenger: {challenger_server: ['http://c', 'http://b']}}",
+    ]);
+    assert_eq!(config.challenger.servers, ["http://b", "http://a", "http://c"]);
 
     // An explicit null clears, at any level; a file that does not mention a key does not.
     let full = "kcrypt: {challenger: {challenger_server: 'http://a'}, nv_index: 0x1500001}\nlatchkey: {mesh: {network: n, prefix: 10.0.0.0/8}}";
@@ -241,11 +252,37 @@ fn later_files_merge_over_earlier_ones() {
         ("other: null", true, true, true),
     ] {
         let config = merged(&[full, clear]);
-        assert_eq!(config.challenger.server.is_some(), server, "{clear}");
+        assert_eq!(!config.challenger.servers.is_empty(), server, "{clear}");
         assert_eq!(config.challenger.nv_index == 0x0150_0001, index, "{clear}");
         assert_eq!(config.mesh.is_some(), mesh, "{clear}");
     }
-    assert!(merged(&[full, "kcrypt:", full]).challenger.server.is_some());
+    assert!(!merged(&[full, "kcrypt:", full]).challenger.servers.is_empty());
+}
+
+#[test]
+fn a_text_over_a_list_is_an_error_that_names_both_places() {
+    let (text, list) = ("'http://a'", "['http://b']");
+    for (first, second) in [(text, list), (list, text)] {
+        let file = |value| {
+            format!("#cloud-config\nkcrypt:\n  challenger:\n    challenger_server: {value}\n")
+        };
+        let error = load_files(&[("1.yaml", &file(first)), ("2.yaml", &file(second))]).unwrap_err();
+        match &error {
+            ConfigError::Merge { key, first, second, .. } => {
+                assert_eq!(key, "kcrypt.challenger.challenger_server");
+                assert!(first.file.ends_with("1.yaml") && first.line == 4, "{error}");
+                assert!(second.file.ends_with("2.yaml") && second.line == 4, "{error}");
+            }
+            e => panic!("{e}"),
+        }
+        // A null in between starts anew.
+        load_files(&[
+            ("1.yaml", &file(first)),
+            ("2.yaml", "#cloud-config\nkcrypt:"),
+            ("3.yaml", &file(second)),
+        ])
+        .unwrap();
+    }
 }
 
 #[test]
@@ -320,7 +357,7 @@ fn two_places_may_agree_and_must_not_disagree() {
 
 #[test]
 fn the_values_each_key_takes() {
-    let cases: [(&str, &[&str], &[&str]); 9] = [
+    let cases: [(&str, &[&str], &[&str]); 12] = [
         (
             "kcrypt: {challenger: {challenger_server: @}}",
             &[
@@ -334,6 +371,9 @@ fn the_values_each_key_takes() {
                 "http://a_b.example.",
                 "null",
                 "http://kms?x=1",
+                "[http://kms]",
+                "['http://a', 'https://b:8443/x']",
+                "[]",
             ],
             &[
                 "kms:8082",
@@ -356,7 +396,10 @@ fn the_values_each_key_takes() {
                 "http://::1:80",
                 "12",
                 "true",
-                "[http://kms]",
+                "['']",
+                "[kms]",
+                "[[http://kms]]",
+                "[http://kms, 5]",
                 "{a: b}",
                 "\"http://kms\\n\"",
                 "'http://[::1]80'",
@@ -389,6 +432,24 @@ fn the_values_each_key_takes() {
                 "{A: b}",
                 "['0123456789012345678901234567890123456789abcdefgh']",
             ],
+        ),
+        (
+            "latchkey: {protocol: @}",
+            &["auto", "v1", "v2", "'v2'", "null"],
+            &["2", "V2", "v3", "''", "[v1]", "true"],
+        ),
+        (
+            "latchkey: {pcrs: @}",
+            &["[0, 7, 11]", "['0', '15']", "[7, 7]", "null"],
+            &[
+                "[]", "[16]", "[-1]", "[+1]", "[0x7]", "[a]", "7", "'7'", "[[7]]", "{7: a}",
+                "[null]",
+            ],
+        ),
+        (
+            "latchkey: {mapper: @}",
+            &["label", "partition", "null"],
+            &["Label", "''", "[label]", "true"],
         ),
         (
             "latchkey: {deadline: @}",
@@ -694,7 +755,7 @@ kcrypt:
 ",
     )
     .unwrap();
-    assert_eq!(config.challenger.server.as_deref(), Some("http://a"));
+    assert_eq!(config.challenger.servers, ["http://a"]);
     assert_eq!(config.challenger.c_index, 0x8100_0009);
     assert_eq!(config.challenger.nv_index, 0x0150_0001);
 
