@@ -9,6 +9,7 @@
 
 pub mod attest;
 pub mod credential;
+pub mod dns;
 pub mod ek;
 mod error;
 mod go_json;
