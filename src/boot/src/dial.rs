@@ -117,11 +117,7 @@ impl Endpoint {
         headers: &[(&'static str, String)],
         deadline: Instant,
     ) -> Result<Socket, ExchangeError> {
-        let tcp = self.connect(deadline)?;
-        let stream = match &self.tls {
-            None => Stream::Plain(tcp),
-            Some(config) => Stream::Tls(Box::new(self.handshake(config, tcp)?)),
-        };
+        let stream = self.stream(deadline)?;
         let scheme = if self.tls.is_some() { "wss" } else { "ws" };
         let url = format!("{scheme}://{}{}{path}", self.authority(), self.prefix);
         let malformed = |error: &dyn std::fmt::Display| ExchangeError::Url {
@@ -147,6 +143,18 @@ impl Endpoint {
                 error: io::ErrorKind::TimedOut.into(),
             }),
         }
+    }
+
+    /// Connects, and does TLS where the URL says so. Every read and write on it has a deadline.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Network`] with the stage that failed.
+    pub(crate) fn stream(&self, deadline: Instant) -> Result<Stream, ExchangeError> {
+        let tcp = self.connect(deadline)?;
+        Ok(match &self.tls {
+            None => Stream::Plain(tcp),
+            Some(config) => Stream::Tls(Box::new(self.handshake(config, tcp)?)),
+        })
     }
 
     fn connect(&self, deadline: Instant) -> Result<Timed, ExchangeError> {
@@ -262,7 +270,8 @@ impl Socket {
     }
 }
 
-enum Stream {
+/// A connection with or without TLS.
+pub(crate) enum Stream {
     Plain(Timed),
     Tls(Box<StreamOwned<ClientConnection, Timed>>),
 }
@@ -294,7 +303,7 @@ impl Write for Stream {
 
 /// A TCP stream on which each read and write ends by itself: after [`SILENCE`], and at the deadline.
 #[derive(Debug)]
-struct Timed {
+pub(crate) struct Timed {
     stream: TcpStream,
     deadline: Instant,
 }
