@@ -69,6 +69,9 @@ pub enum Error {
     /// A key that was not clamped as X25519 wants it.
     #[error("{what}: the private key is not a clamped 32-byte X25519 key")]
     PrivateKey { what: &'static str },
+    /// An object in a manifest file was not changed.
+    #[error("{object} cannot be changed: {reason}")]
+    ManifestEdit { object: String, reason: &'static str },
     /// A YAML manifest is wrong.
     #[error("line {line}, column {column}: {reason}")]
     Manifest { line: u64, column: u64, reason: String },

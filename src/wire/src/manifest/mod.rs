@@ -5,6 +5,7 @@
 //! that are not known are tolerated (and told, since a misspelt `quarantined` must not go unseen) and values of a
 //! wrong type are errors. No error text repeats a value of a Secret.
 
+mod edit;
 mod read;
 mod write;
 
@@ -14,7 +15,10 @@ use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-pub use self::read::parse;
+pub use self::{
+    edit::{ObjectName, remove, replace_volume},
+    read::parse,
+};
 use crate::{Result, pubhash::Pubhash, v1};
 
 /// Longest file taken, in bytes. Each volume needs about 300.

@@ -19,43 +19,51 @@ pub fn parse(text: &str) -> Result<Manifests> {
         return Err(Error::TooLong { what: "manifest file", limit: MAX_FILE, got: text.len() });
     }
     let mut manifests = Manifests::default();
-    for document in documents(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+    for document in documents(text) {
         read_document(&document, &mut manifests)?;
     }
     Ok(manifests)
 }
 
 /// A document and the number of lines before it.
-struct Chunk<'a> {
+pub(super) struct Chunk<'a> {
     lines_before: u64,
-    text: &'a str,
+    /// Where it starts in the text, in bytes.
+    pub(super) start: usize,
+    pub(super) text: &'a str,
 }
 
 /// Splits at the document markers. A line that begins with `---` ends a document wherever it stands, even inside a
 /// block or a quoted scalar (YAML 1.2.2 §9.1.2), so this needs no parser.
-fn documents(text: &str) -> Vec<Chunk<'_>> {
+pub(super) fn documents(text: &str) -> Vec<Chunk<'_>> {
     let mut chunks = Vec::new();
-    let (mut start, mut start_line, mut at) = (0, 0, 0);
-    for (number, line) in (0u64..).zip(text.split_inclusive('\n')) {
+    let mark = text.len() - text.strip_prefix('\u{feff}').unwrap_or(text).len();
+    let (mut start, mut start_line, mut at) = (mark, 0, mark);
+    for (number, line) in (0u64..).zip(text.get(mark..).unwrap_or_default().split_inclusive('\n')) {
         let marker = line
             .strip_prefix("---")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\n', '\r']));
         if marker && at > start {
             chunks.push(Chunk {
                 lines_before: start_line,
+                start,
                 text: text.get(start..at).unwrap_or_default(),
             });
             (start, start_line) = (at, number);
         }
         at += line.len();
     }
-    chunks.push(Chunk { lines_before: start_line, text: text.get(start..).unwrap_or_default() });
+    chunks.push(Chunk {
+        lines_before: start_line,
+        start,
+        text: text.get(start..).unwrap_or_default(),
+    });
     chunks.retain(|chunk| !chunk.text.lines().all(is_filler));
     chunks
 }
 
 /// Lines that hold no node: blank, comment, directive, bare markers.
-fn is_filler(line: &str) -> bool {
+pub(super) fn is_filler(line: &str) -> bool {
     let line = line.trim();
     line.is_empty() || line.starts_with(['#', '%']) || line == "---" || line == "..."
 }
@@ -266,14 +274,14 @@ fn at(chunk: &Chunk<'_>, line: u64, column: u64, reason: String) -> Error {
 
 /// How much of a parser's message may be told.
 #[derive(Clone, Copy)]
-enum Telling {
+pub(super) enum Telling {
     /// The document holds no secret.
     Everything,
     /// Only where it is wrong: the message could repeat a passphrase.
     Place,
 }
 
-fn read<T: for<'de> Deserialize<'de>>(chunk: &Chunk<'_>, telling: Telling) -> Result<T> {
+pub(super) fn read<T: for<'de> Deserialize<'de>>(chunk: &Chunk<'_>, telling: Telling) -> Result<T> {
     serde_saphyr::from_str_with_options(chunk.text, options()).map_err(|error| {
         let place = error.location();
         let (line, column) = place.map_or((1, 1), |place| (place.line().max(1), place.column().max(1)));
@@ -291,7 +299,7 @@ fn without_place(message: &str) -> &str {
 }
 
 /// Types as strictly as the Kubernetes API; limits against documents made to exhaust memory are the library's own.
-fn options() -> Options {
+pub(super) fn options() -> Options {
     serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::Error,
         no_schema: true,
