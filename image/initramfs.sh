@@ -31,7 +31,7 @@ build() {
     rm -rf "$tree"
     mkdir -p "$tree/bin" "$tree/dev" "$tree/proc" "$tree/sys" "$tree/run" "$tree/sysroot" "$tree/tmp" "$tree/etc" "$tree/usr/bin" "$tree/modules"
     cp /bin/busybox "$tree/bin/busybox"
-    for applet in sh mount umount insmod udhcpc switch_root ip cat mkdir sleep poweroff sync dmesg tail; do
+    for applet in sh mount umount insmod udhcpc switch_root ip cat mkdir sleep poweroff sync dmesg tail printf seq; do
         ln -s busybox "$tree/bin/$applet"
     done
     install -m755 "$program" "$tree/usr/bin/kcrypt-discovery-challenger"

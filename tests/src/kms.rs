@@ -1,50 +1,103 @@
-//! The key server under test, on the host's loopback, with a store of YAML manifests.
+//! The key server under test, on the host's loopback or in a [`Lan`], with a store of YAML manifests.
 
 use std::{
     fs::File,
-    net::TcpListener,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crate::{
     child::Running,
     error::{Doing, Error, Result, create_dir, run, write},
+    lan::{self, Lan},
     place::{self, Work},
     transcript::{Line, Transcript},
     vm::PATIENCE,
 };
+
+/// In a LAN every address is free.
+const LAN_PORT: u16 = 8082;
 
 /// A key server's folder and port; the server itself runs between [`Kms::start`] and [`Kms::stop`].
 #[derive(Debug)]
 pub struct Kms {
     name: String,
     work: Work,
-    port: u16,
+    listen: SocketAddr,
+    /// The host in the URL under which a machine under test reaches it.
+    host: String,
+    /// Certificate and private key, PEM.
+    tls: Option<(PathBuf, PathBuf)>,
+    /// Further arguments of `latchkey-kms serve`.
+    arguments: Vec<String>,
     server: Option<(Running, Transcript)>,
     starts: u32,
 }
 
 impl Kms {
-    /// An empty store, and a port that nobody listens on yet.
+    /// An empty store, and a port of the loopback that nobody listens on yet. For a machine the loopback is 10.0.2.2.
     pub fn new(name: &str) -> Result<Self> {
-        let work = Work::new(&format!("{name}-kms"))?;
-        create_dir(&work.file("store"))?;
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|l| l.local_addr())
-            .doing(|| "find a free port".into())?
-            .port();
-        Ok(Self { name: name.to_owned(), work, port, server: None, starts: 0 })
+        let address = free_port(Ipv4Addr::LOCALHOST.into()).doing(|| "find a free port".into())?;
+        Self::on(name, address, "10.0.2.2")
     }
 
-    /// The URL under which a machine under test reaches it: the host's loopback is 10.0.2.2 there.
+    /// The same on the loopback's IPv6 address, which is `fec0::2` for a machine.
+    pub fn on_ipv6(name: &str) -> Result<Self> {
+        let address = free_port(Ipv6Addr::LOCALHOST.into()).doing(|| "find a free port".into())?;
+        Self::on(name, address, "[fec0::2]")
+    }
+
+    /// The same on the address of servers in a LAN, where it is to be started with [`Kms::start_in`].
+    pub fn on_lan(name: &str) -> Result<Self> {
+        let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+        Self::on(name, SocketAddr::new(any, LAN_PORT), lan::HOST)
+    }
+
+    fn on(name: &str, listen: SocketAddr, host: &str) -> Result<Self> {
+        let work = Work::new(&format!("{name}-kms"))?;
+        create_dir(&work.file("store"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            work,
+            listen,
+            host: host.to_owned(),
+            tls: None,
+            arguments: Vec::new(),
+            server: None,
+            starts: 0,
+        })
+    }
+
+    /// With TLS, by this certificate and private key.
+    #[must_use]
+    pub fn tls(mut self, certificate: &Path, key: &Path) -> Self {
+        self.tls = Some((certificate.to_owned(), key.to_owned()));
+        self
+    }
+
+    /// Further arguments of `latchkey-kms serve`.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&a| a.to_owned()));
+        self
+    }
+
+    /// The URL under which a machine under test reaches it.
     pub fn url(&self) -> String {
-        format!("http://10.0.2.2:{}", self.port)
+        self.url_of(&self.host)
+    }
+
+    /// The same, by another name of the host.
+    pub fn url_of(&self, host: &str) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{host}:{}", self.port())
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.listen.port()
     }
 
     /// The folder with the manifests.
@@ -54,33 +107,29 @@ impl Kms {
 
     /// Starts the server, again if it was stopped, on the same port and store.
     pub fn start(&mut self) -> Result<()> {
-        self.start_with(&[])
+        self.start_as(|program| Ok(Command::new(program)))
     }
 
-    /// As [`Kms::start`], with TLS.
-    pub fn start_tls(&mut self, certificate: &Path, key: &Path) -> Result<()> {
-        self.start_with(&["--tls-cert".as_ref(), certificate, "--tls-key".as_ref(), key])
+    /// As [`Kms::start`], in a LAN.
+    pub fn start_in(&mut self, lan: &Lan) -> Result<()> {
+        self.start_as(|program| {
+            let program = program
+                .to_str()
+                .ok_or_else(|| Error::Setup(format!("{} is no UTF-8", program.display())))?;
+            Ok(lan.command(program))
+        })
     }
 
-    fn start_with(&mut self, arguments: &[&Path]) -> Result<()> {
+    fn start_as(&mut self, command: impl FnOnce(&Path) -> Result<Command>) -> Result<()> {
         self.starts += 1;
-        let program = place::kms_program();
-        if !program.exists() {
-            return Err(Error::Setup(format!(
-                "no key server at {}: run image/programs.sh",
-                program.display()
-            )));
+        let mut command = command(&program()?)?;
+        command.arg("serve").arg("--store").arg(self.store());
+        command.arg("--listen").arg(self.listen.to_string()).args(&self.arguments);
+        if let Some((certificate, key)) = &self.tls {
+            command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
         }
         let log = place::log_file(&format!("{}-kms-{}", self.name, self.starts))?;
         let log = File::create(&log).doing(|| format!("create {}", log.display()))?;
-        let mut command = Command::new(program);
-        command
-            .arg("serve")
-            .arg("--store")
-            .arg(self.store())
-            .arg("--listen")
-            .arg(format!("127.0.0.1:{}", self.port))
-            .args(arguments);
         let (running, pipes) = Running::start(&command, |c| {
             c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         })?;
@@ -88,18 +137,14 @@ impl Kms {
             .stderr
             .ok_or_else(|| Error::Setup("the key server has no standard error".into()))?;
         let said = Transcript::follow("the key server", stderr, log, Instant::now());
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if Instant::now() > deadline {
-                return Err(Error::Setup(format!(
-                    "the key server does not listen; it said:\n{}",
-                    said.tail()
-                )));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        said.wait_for("INFO +listening on .*:[0-9]+ ", PATIENCE)?;
         self.server = Some((running, said));
         Ok(())
+    }
+
+    /// Runs `latchkey-kms` with these arguments on the store, as an operator does, to its end: what it printed.
+    pub fn administer(&self, arguments: &[&str]) -> Result<String> {
+        run(Command::new(program()?).args(arguments).arg("--store").arg(self.store()))
     }
 
     /// Kills the server, as a power cut does.
@@ -141,6 +186,19 @@ impl Kms {
         all.retain(|(_, text)| text.lines().any(|l| l.trim() == "kind: Secret"));
         Ok(all)
     }
+}
+
+fn program() -> Result<PathBuf> {
+    let program = place::kms_program();
+    if program.exists() {
+        return Ok(program);
+    }
+    let path = program.display();
+    Err(Error::Setup(format!("no key server at {path}: run image/programs.sh")))
+}
+
+fn free_port(address: IpAddr) -> io::Result<SocketAddr> {
+    TcpListener::bind((address, 0))?.local_addr()
 }
 
 fn collect(folder: &Path, all: &mut Vec<(String, String)>) -> Result<()> {

@@ -7,11 +7,14 @@
 pub mod child;
 pub mod disk;
 pub mod error;
+pub mod front;
 pub mod kms;
+pub mod lan;
 pub mod lane;
 pub mod place;
 pub mod report;
 pub mod scenario;
+pub mod tls;
 pub mod tpm;
 pub mod transcript;
 pub mod vm;

@@ -20,11 +20,19 @@ pub const PREFIX: &str = "fd10::/16";
 pub const MESH_PORT: u16 = 51820;
 pub const INTERFACE: &str = "wg-latchkey";
 
+/// The install boot's root: what Kairos' live medium has on its kernel command line.
+const LIVE: &str = "root=live:CDLABEL=COS_LIVE";
+
 /// A cloud-config as an operator writes it.
 #[derive(Debug, Clone, Default)]
 pub struct CloudConfig {
-    /// Key server; without it the machine is unlocked by its TPM alone.
-    pub server: Option<String>,
+    /// Key servers; without any the machine is unlocked by its TPM alone.
+    pub servers: Vec<String>,
+    pub mdns: bool,
+    /// PEM, inline.
+    pub certificate: Option<String>,
+    /// `latchkey.protocol`: auto, v1, v2.
+    pub protocol: Option<String>,
     /// `latchkey.deadline`, e.g. `15s`.
     pub deadline: Option<String>,
 }
@@ -35,12 +43,35 @@ impl CloudConfig {
     }
 
     pub fn online(server: &str) -> Self {
-        Self { server: Some(server.to_owned()), ..Self::default() }
+        Self::any_of(&[server])
+    }
+
+    /// A machine that asks several key servers.
+    pub fn any_of(servers: &[&str]) -> Self {
+        Self { servers: servers.iter().map(|&s| s.to_owned()).collect(), ..Self::default() }
     }
 
     /// A machine that asks the key server at `kms`.
     pub fn of(kms: &Kms) -> Self {
         Self::online(&kms.url())
+    }
+
+    #[must_use]
+    pub fn mdns(mut self) -> Self {
+        self.mdns = true;
+        self
+    }
+
+    #[must_use]
+    pub fn certificate(mut self, pem: &str) -> Self {
+        self.certificate = Some(pem.to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn protocol(mut self, protocol: &str) -> Self {
+        self.protocol = Some(protocol.to_owned());
+        self
     }
 
     #[must_use]
@@ -52,16 +83,36 @@ impl CloudConfig {
     pub fn yaml(&self) -> String {
         let mut yaml = String::from("#cloud-config\n");
         yaml += "install:\n  encrypted_partitions: [COS_PERSISTENT]\n  grub_options:\n    extra_cmdline: \"rd.neednet=1\"\n";
-        if let Some(server) = &self.server {
-            yaml += &format!("kcrypt:\n  challenger:\n    challenger_server: \"{server}\"\n");
-        }
+        yaml += &self.challenger();
         yaml += "latchkey:\n";
-        if let Some(deadline) = &self.deadline {
-            yaml += &format!("  deadline: {deadline}\n");
+        for (key, value) in [("deadline", &self.deadline), ("protocol", &self.protocol)] {
+            if let Some(value) = value {
+                yaml += &format!("  {key}: {value}\n");
+            }
         }
         yaml += &format!(
             "  mesh:\n    network: {NETWORK}\n    prefix: {PREFIX}\n    port: {MESH_PORT}\n    interface: {INTERFACE}\n"
         );
+        yaml
+    }
+
+    fn challenger(&self) -> String {
+        let mut yaml = match self.servers.as_slice() {
+            [] => return String::new(),
+            // As every cloud-config in the field has it.
+            [one] => format!("kcrypt:\n  challenger:\n    challenger_server: \"{one}\"\n"),
+            several => several.iter().fold(
+                String::from("kcrypt:\n  challenger:\n    challenger_server:\n"),
+                |yaml, server| yaml + &format!("      - \"{server}\"\n"),
+            ),
+        };
+        if self.mdns {
+            yaml += "    mdns: true\n";
+        }
+        if let Some(pem) = &self.certificate {
+            yaml += "    certificate: |\n";
+            yaml += &pem.lines().fold(String::new(), |all, line| all + &format!("      {line}\n"));
+        }
         yaml
     }
 }
@@ -126,11 +177,16 @@ impl Machine {
 
     /// Boots the live system, which runs `encrypt OPTIONS COS_PERSISTENT`; follow it with [`Installed::follow`].
     pub fn installing(&self, options: &[&str]) -> Result<RunningVm> {
-        let mut words = String::from("latchkey.test=install");
+        self.live(options)?.start()
+    }
+
+    /// The live system of [`Machine::installing`], for further settings.
+    pub fn live(&self, options: &[&str]) -> Result<Vm<'_>> {
+        let mut words = format!("{LIVE} latchkey.test=install");
         if !options.is_empty() {
             words += &format!(" latchkey.encrypt={}", options.join(","));
         }
-        self.vm("install")?.append(&words).start()
+        Ok(self.vm("install")?.append(&words))
     }
 
     /// An install boot from beginning to end.
@@ -162,10 +218,21 @@ pub fn with_static_secret(
     passphrase: &str,
 ) -> Result<(Kms, Machine)> {
     let kms = Kms::new(name)?;
-    let machine = Machine::new(name, &config(&kms), Persistent::Luks(passphrase))?;
+    let machine = static_secret_with(&kms, name, &config(&kms), passphrase)?;
+    Ok((kms, machine))
+}
+
+/// The same with a key server that is there already.
+pub fn static_secret_with(
+    kms: &Kms,
+    name: &str,
+    config: &CloudConfig,
+    passphrase: &str,
+) -> Result<Machine> {
+    let machine = Machine::new(name, config, Persistent::Luks(passphrase))?;
     kms.put_volume(&static_volume(&machine))?;
     kms.put("secret.yaml", &secret_yaml("disk-secret", "pass", passphrase))?;
-    Ok((kms, machine))
+    Ok(machine)
 }
 
 /// The volume that [`with_static_secret`] puts: not quarantined.

@@ -1,5 +1,5 @@
 //! Virtual machines: QEMU without KVM, a serial console that can be read and typed at, user-mode network in which the
-//! host's loopback is 10.0.2.2.
+//! host's loopback is 10.0.2.2 (`fec0::2`), or a [`Lan`].
 
 use std::{
     fs::File,
@@ -12,6 +12,7 @@ use crate::{
     child::Running,
     disk::Disk,
     error::{Doing, Error, Result},
+    lan::Lan,
     lane::Lane,
     place::{self, Image},
     report::Report,
@@ -39,15 +40,26 @@ pub enum Boot {
     Disk,
 }
 
+/// What the machine's network card is plugged into.
+#[derive(Debug, Clone, Copy)]
+enum Network<'a> {
+    None,
+    /// QEMU's user-mode network, with these options.
+    User(&'static str),
+    Lan(&'a Lan),
+}
+
 /// A machine about to be started.
 #[derive(Debug)]
 pub struct Vm<'a> {
     name: String,
     boot: Boot,
     disk: Option<&'a Disk>,
+    second_disk: Option<&'a Path>,
     tpm: Option<&'a Tpm>,
     tpm_device: &'static str,
-    network: bool,
+    network: Network<'a>,
+    clock: Option<&'static str>,
     append: String,
     secrets: Vec<String>,
     cpus: u32,
@@ -61,9 +73,11 @@ impl<'a> Vm<'a> {
             name: name.to_owned(),
             boot: Boot::Kernel { initramfs: Image::get()?.initramfs.clone() },
             disk: None,
+            second_disk: None,
             tpm: None,
             tpm_device: "tpm-tis",
-            network: true,
+            network: Network::User(""),
+            clock: None,
             append: String::new(),
             secrets: Vec::new(),
             cpus: 1,
@@ -102,9 +116,36 @@ impl<'a> Vm<'a> {
         self
     }
 
+    /// One more disk, raw, after the first.
+    #[must_use]
+    pub fn second_disk(mut self, file: &'a Path) -> Self {
+        self.second_disk = Some(file);
+        self
+    }
+
     #[must_use]
     pub fn without_network(mut self) -> Self {
-        self.network = false;
+        self.network = Network::None;
+        self
+    }
+
+    /// Nothing but IPv6: the host's loopback is `fec0::2`, the address comes by router advertisement.
+    #[must_use]
+    pub fn ipv6_only(mut self) -> Self {
+        self.network = Network::User(",ipv4=off");
+        self.append("ip=auto6")
+    }
+
+    #[must_use]
+    pub fn lan(mut self, lan: &'a Lan) -> Self {
+        self.network = Network::Lan(lan);
+        self
+    }
+
+    /// The time in the machine's clock when it is powered on, e.g. `1970-01-01T00:00:00`: a battery is empty.
+    #[must_use]
+    pub fn clock(mut self, time: &'static str) -> Self {
+        self.clock = Some(time);
         self
     }
 
@@ -162,7 +203,11 @@ impl<'a> Vm<'a> {
 
     fn command(&self, tpm: Option<&Path>) -> Result<Command> {
         let image = Image::get()?;
-        let mut c = Command::new("qemu-system-x86_64");
+        let qemu = "qemu-system-x86_64";
+        let mut c = match self.network {
+            Network::Lan(lan) => lan.command(qemu),
+            Network::None | Network::User(_) => Command::new(qemu),
+        };
         c.args([
             "-nodefaults",
             "-no-user-config",
@@ -192,9 +237,28 @@ impl<'a> Vm<'a> {
             c.arg("-drive").arg(format!("if=none,id=disk,format=raw,file={file},cache=unsafe"));
             c.args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
         }
-        if self.network {
-            // No option ROM: nothing boots from the network, and it takes time.
-            c.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
+        if let Some(file) = self.second_disk {
+            let file = file.display();
+            c.arg("-drive").arg(format!("if=none,id=disk2,format=raw,file={file},cache=unsafe"));
+            c.args(["-device", "virtio-blk-pci,drive=disk2"]);
+        }
+        // No option ROM: nothing boots from the network, and it takes time.
+        let card = "virtio-net-pci,netdev=net,romfile=";
+        match self.network {
+            Network::None => {}
+            Network::User(options) => {
+                c.arg("-netdev").arg(format!("user,id=net{options}")).args(["-device", card]);
+            }
+            Network::Lan(lan) => {
+                let (tap, mac) = lan.plug_in()?;
+                c.arg("-netdev")
+                    .arg(format!("tap,id=net,ifname={tap},script=no,downscript=no"))
+                    .arg("-device")
+                    .arg(format!("{card},mac={mac}"));
+            }
+        }
+        if let Some(time) = self.clock {
+            c.arg("-rtc").arg(format!("base={time}"));
         }
         for secret in &self.secrets {
             let hex: String = secret.bytes().map(|b| format!("{b:02x}")).collect();

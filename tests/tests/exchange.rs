@@ -262,8 +262,8 @@ fn over_tls_the_server_is_believed_by_the_configured_certificate_and_no_other() 
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let mut kms = Kms::new("x-tls").unwrap();
-    kms.start_tls(&at("cert.pem"), &at("key.pem")).unwrap();
+    let mut kms = Kms::new("x-tls").unwrap().tls(&at("cert.pem"), &at("key.pem"));
+    kms.start().unwrap();
     let pubhash = machine.pubhash();
     let volume = Volume { secret: Some(("mysecret", "pass")), ..machine.volume(&pubhash) };
     kms.put("secret.yaml", &secret_yaml("mysecret", "pass", "over TLS")).unwrap();
