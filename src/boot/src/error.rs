@@ -73,6 +73,11 @@ pub enum BootError {
     #[error(transparent)]
     Encrypt(#[from] EncryptError),
 
+    #[error(
+        "{what} is not as kcrypt makes it: {why}. It may belong to another program, so nothing was removed; --force removes it all the same"
+    )]
+    NotOurs { what: String, why: String },
+
     #[error("the mesh identity could not be made: {0}")]
     Identity(String),
 }
@@ -95,7 +100,7 @@ impl BootError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Io { .. } => 1,
+            Self::Usage(_) | Self::Io { .. } | Self::NotOurs { .. } => 1,
             Self::Config(_) | Self::Setting(_) => 10,
             Self::Tpm(error) => tpm_exit_code(error),
             Self::NotInstalled(_) => 31,

@@ -4,6 +4,8 @@
 //! One process, two threads at most, no async runtime, no shell, no exec on the way to an open
 //! volume. The order of a boot is in [`unlock`].
 
+pub mod cleanup;
+pub mod cli;
 pub mod clock;
 pub mod dial;
 pub mod disk;
@@ -12,10 +14,12 @@ mod error;
 pub mod exchange;
 mod gpt;
 pub mod handover;
+pub mod info;
 pub mod install;
 pub mod logging;
 pub mod luks;
 pub mod network;
+pub mod nv;
 pub mod oem;
 pub mod passphrase;
 pub mod plugin;

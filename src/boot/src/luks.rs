@@ -99,6 +99,13 @@ pub fn open(
     Ok(key)
 }
 
+/// How `encrypt` said that the volume is unlocked (`offline`, `online`); `None` where it did not make the volume.
+#[must_use]
+pub fn unlocked_by(device: &Path) -> Option<String> {
+    let token = our_token(&mut load(device).ok()?)?;
+    token.get("unlock")?.as_str().map(str::to_owned)
+}
+
 /// Whether an earlier run, or another program, has mapped this very device under this name.
 fn is_mapped(volume: &Volume, mapper: &str) -> bool {
     let holders = Path::new("/sys/class/block").join(volume.name()).join("holders");

@@ -3,81 +3,31 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use kcrypt_discovery_challenger::cli::{self, Command, Invocation, table, usage};
 use kcrypt_discovery_challenger::clock::Steps;
 use kcrypt_discovery_challenger::exchange::Partition;
-use kcrypt_discovery_challenger::{BootError, install, logging, oem, plugin, unlock};
-use lexopt::prelude::{Long, Short, Value, ValueExt};
+use kcrypt_discovery_challenger::info::{DEFAULT_PCRS, Info};
+use kcrypt_discovery_challenger::nv::Nv;
+use kcrypt_discovery_challenger::{BootError, cleanup, install, logging, oem, plugin, unlock};
+use latchkey_config::Challenger;
+use latchkey_tpm::Tpm;
 
-const HELP: &str = "\
-Unlock LUKS2 volumes by the TPM, or by a key server that asks the TPM.
-
-Usage: kcrypt-discovery-challenger [--debug] [COMMAND]
-
-Commands:
-  (none)               print the TPM's pubhash, without a newline
-  unlock               open the configured volumes; what the initramfs calls
-  encrypt [LABEL]...   encrypt partitions in place, keeping what is on them; what an
-                       installer calls. Without LABEL: install.encrypted_partitions
-  get                  print the passphrase of a volume
-  discovery.password   kcrypt's plugin: an event on stdin, the answer on stdout
-
-Options:
-  --debug                     say every step
-  --config DIR                read cloud-config from DIR instead of /oem, /sysroot/oem and
-                              /run/cos/oem; may be given more than once
-  --device PATH               encrypt: the partition, instead of the one with the label
-  --tpm-device DEVICE         (none) the TPM, instead of kcrypt.challenger.tpm_device
-  --recovery-key              encrypt: make a recovery key as well, and print it once
-  --new                       encrypt: drop what is on the partition, make a new file system
-  --partition-label LABEL     get: the volume
-  --partition-name NAME       get: its kernel name, for a server that goes by it
-  --partition-uuid UUID       get: its partition UUID, likewise
-  -h, --help                  print this
-  -V, --version               print the version
-
-Exit codes:
-   0  done
-   1  usage, or the system refused something
-  10  configuration: the message names file, line and key
-  11  no TPM            12  TPM error        13  TPM in lockout
-  14  TPM owner or endorsement password set
-  20  no network        21  key server unreachable, or the deadline passed
-  22  the server does not speak kcrypt's protocol
-  30  refused: quarantined, or unknown to the server
-  31  there is no passphrase for this volume yet
-  40  no such volume    41  not encrypted, or two volumes with one label
-  42  the passphrase does not open the volume
-  43  cryptsetup or the kernel failed
-  50  the mesh identity could not be made
-";
-
-#[derive(Debug, Default)]
-struct Arguments {
-    command: Option<String>,
-    debug: bool,
-    help: bool,
-    version: bool,
-    config: Vec<PathBuf>,
-    tpm_device: Option<String>,
-    device: Option<PathBuf>,
-    recovery_key: bool,
-    new: bool,
-    partition: Partition,
-    labels: Vec<String>,
-}
+/// The TPM's driver is loaded by now, or never.
+const TPM_PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     latchkey_tpm::silence_tss_log();
     keep_out_of_core_dumps();
-    match parse() {
+    match Invocation::parse(lexopt::Parser::from_env()) {
         Err(error) => {
             eprintln!("latchkey: {error}. See --help");
             ExitCode::from(1)
         }
-        Ok(arguments) => {
-            logging::init(arguments.debug);
-            let code = match run(&arguments) {
+        Ok(invocation) => {
+            logging::init(invocation.has(&table::DEBUG));
+            let code = match run(&invocation) {
                 Ok(()) => 0,
                 Err(error) => {
                     let code = error.exit_code();
@@ -101,89 +51,129 @@ fn end(code: u8) -> ! {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), BootError> {
-    if arguments.help {
-        return print(HELP);
+fn run(invocation: &Invocation) -> Result<(), BootError> {
+    if invocation.has(&table::HELP) {
+        return print(&usage(invocation.verb));
     }
-    if arguments.version {
-        return print(concat!("kcrypt-discovery-challenger ", env!("CARGO_PKG_VERSION"), "\n"));
+    if invocation.has(&table::VERSION) {
+        return print(&format!("{} {}\n", cli::NAME, env!("CARGO_PKG_VERSION")));
     }
-    match arguments.command.as_deref() {
-        None => print_pubhash(arguments),
-        Some("unlock") => unlock::run(arguments.config.clone()),
-        Some("encrypt") => encrypt(arguments),
-        Some("get") => print_passphrase(arguments),
-        Some("discovery.password") => plugin::run(&arguments.config),
-        Some(other) => Err(BootError::Usage(format!("no such command: {other}; see --help"))),
+    match invocation.verb.command {
+        Command::Pubhash => print_pubhash(invocation),
+        Command::Unlock => unlock::run(directories(invocation)),
+        Command::Encrypt => encrypt(invocation),
+        Command::Get => print_passphrase(invocation),
+        Command::Info => show_info(invocation),
+        Command::CheckNv => print(&open_nv(invocation)?.check()?),
+        Command::ReadNv => write_out(&open_nv(invocation)?.read()?),
+        Command::Cleanup => clean_up(invocation),
+        Command::DiscoveryPassword => plugin::run(&directories(invocation)),
     }
 }
 
-fn parse() -> Result<Arguments, lexopt::Error> {
-    let mut arguments = Arguments::default();
-    let mut parser = lexopt::Parser::from_env();
-    while let Some(argument) = parser.next()? {
-        let encrypt = arguments.command.as_deref() == Some("encrypt");
-        let get = arguments.command.as_deref() == Some("get");
-        match argument {
-            Short('h') | Long("help") => arguments.help = true,
-            Short('V') | Long("version") => arguments.version = true,
-            Long("debug") => arguments.debug = true,
-            Long("tpm-device") => arguments.tpm_device = Some(parser.value()?.string()?),
-            Long("config") => arguments.config.push(parser.value()?.into()),
-            Long("device") if encrypt => arguments.device = Some(parser.value()?.into()),
-            Long("recovery-key") if encrypt => arguments.recovery_key = true,
-            Long("new") if encrypt => arguments.new = true,
-            Long("partition-label") if get => {
-                arguments.partition.label = parser.value()?.string()?
-            }
-            Long("partition-name") if get => arguments.partition.name = parser.value()?.string()?,
-            Long("partition-uuid") if get => arguments.partition.uuid = parser.value()?.string()?,
-            Value(command) if arguments.command.is_none() => {
-                arguments.command = Some(command.string()?);
-            }
-            Value(label) if encrypt => arguments.labels.push(label.string()?),
-            other => return Err(other.unexpected()),
+fn directories(invocation: &Invocation) -> Vec<PathBuf> {
+    invocation.values(&table::CONFIG).map(PathBuf::from).collect()
+}
+
+/// What concerns the TPM, for verbs that only look: they work whatever state the machine is in, so a configuration that
+/// cannot be read is only worth a line.
+fn tpm_settings(invocation: &Invocation) -> Result<Challenger, BootError> {
+    let configured = oem::load_mounted(&directories(invocation));
+    let configured = configured.inspect_err(|error| log::warn!("{error}"));
+    let settings = configured.map(|config| config.challenger).unwrap_or_default();
+    with_tpm_options(invocation, settings)
+}
+
+/// What concerns the sealed passphrase. A configuration that cannot be read might name another NV index.
+fn nv_settings(invocation: &Invocation) -> Result<Challenger, BootError> {
+    let settings = match oem::load_mounted(&directories(invocation)) {
+        Ok(config) => config.challenger,
+        Err(error) if !invocation.has(&table::NV_INDEX) => return Err(error),
+        Err(error) => {
+            log::warn!("{error}");
+            Challenger::default()
         }
-    }
-    Ok(arguments)
-}
-
-/// Upstream prints the pubhash whatever state the machine is in, so a configuration that cannot be
-/// read is only worth a line here; nothing is unlocked by it.
-fn print_pubhash(arguments: &Arguments) -> Result<(), BootError> {
-    let configured = || {
-        oem::load_mounted(&arguments.config)
-            .inspect_err(|error| log::warn!("{error}"))
-            .ok()
-            .and_then(|config| config.challenger.tpm_device)
     };
-    let device = arguments.tpm_device.clone().or_else(configured);
-    print(&unlock::pubhash(device.as_deref())?)
+    with_tpm_options(invocation, settings)
 }
 
-fn print_passphrase(arguments: &Arguments) -> Result<(), BootError> {
-    let partition = &arguments.partition;
-    if *partition == Partition::default() {
+fn with_tpm_options(
+    invocation: &Invocation,
+    mut settings: Challenger,
+) -> Result<Challenger, BootError> {
+    if let Some(device) = invocation.text(&table::TPM_DEVICE)? {
+        settings.tpm_device = Some(device);
+    }
+    if let Some(index) = invocation.text(&table::NV_INDEX)? {
+        settings.nv_index = cli::handle(&table::NV_INDEX, &index, 0x0100_0000..=0x01ff_ffff)?;
+    }
+    Ok(settings)
+}
+
+fn open_tpm(settings: &Challenger) -> Result<Tpm, BootError> {
+    Ok(Tpm::open_within(settings.tpm_device.as_deref(), TPM_PATIENCE)?)
+}
+
+fn print_pubhash(invocation: &Invocation) -> Result<(), BootError> {
+    print(&unlock::pubhash(tpm_settings(invocation)?.tpm_device.as_deref())?)
+}
+
+fn show_info(invocation: &Invocation) -> Result<(), BootError> {
+    let settings = tpm_settings(invocation)?;
+    let pcrs = match invocation.text(&table::PCRS)? {
+        Some(text) => cli::pcrs(&text)?,
+        None => DEFAULT_PCRS.to_vec(),
+    };
+    let mut tpm = open_tpm(&settings)?;
+    let info = Info::read(&mut tpm, settings.nv_index, settings.c_index, &pcrs);
+    let json = invocation.has(&table::JSON);
+    print(&if json { info.to_json() } else { info.to_text() })?;
+    Ok(info.complete()?)
+}
+
+fn open_nv(invocation: &Invocation) -> Result<Nv, BootError> {
+    let settings = nv_settings(invocation)?;
+    Ok(Nv::new(open_tpm(&settings)?, settings))
+}
+
+fn clean_up(invocation: &Invocation) -> Result<(), BootError> {
+    let settings = nv_settings(invocation)?;
+    let options = cleanup::Options {
+        keys: invocation.has(&table::KEYS),
+        force: invocation.has(&table::FORCE),
+        sure: invocation.has(&table::SURE),
+    };
+    cleanup::run(&mut open_tpm(&settings)?, &settings, options)
+}
+
+fn print_passphrase(invocation: &Invocation) -> Result<(), BootError> {
+    let text = |flag| Ok::<_, BootError>(invocation.text(flag)?.unwrap_or_default());
+    let partition = Partition {
+        label: text(&table::PARTITION_LABEL)?,
+        name: text(&table::PARTITION_NAME)?,
+        uuid: text(&table::PARTITION_UUID)?,
+    };
+    if partition == Partition::default() {
         return Err(BootError::Usage(
             "get needs --partition-label, --partition-name or --partition-uuid".into(),
         ));
     }
-    let config = oem::load(&arguments.config, oem::PATIENCE)?;
+    let config = oem::load(&directories(invocation), oem::PATIENCE)?;
     let steps = Steps::default();
     let passphrase = unlock::with_source(&config, &steps, |source, deadline| {
-        source.release(partition, deadline, &steps)
+        source.release(&partition, deadline, &steps)
     })?;
     write_out(&passphrase)
 }
 
-fn encrypt(arguments: &Arguments) -> Result<(), BootError> {
+fn encrypt(invocation: &Invocation) -> Result<(), BootError> {
     let options = install::Options {
-        labels: arguments.labels.clone(),
-        device: arguments.device.clone(),
-        recovery_key: arguments.recovery_key,
-        new: arguments.new,
+        labels: invocation.operands.clone(),
+        device: invocation.value(&table::DEVICE).map(PathBuf::from),
+        recovery_key: invocation.has(&table::RECOVERY_KEY),
+        new: invocation.has(&table::NEW),
     };
-    let config = oem::load(&arguments.config, oem::PATIENCE)?;
+    let config = oem::load(&directories(invocation), oem::PATIENCE)?;
     install::run(&config, &options, &mut |label, key| {
         log::info!(
             "the recovery key of {label} is on stdout. Keep it off this machine: it is shown this once"

@@ -209,7 +209,10 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fraction)
 }
 
-fn unseal_offline(tpm: &mut Tpm, settings: &Challenger) -> Result<Passphrase, BootError> {
+pub(crate) fn unseal_offline(
+    tpm: &mut Tpm,
+    settings: &Challenger,
+) -> Result<Passphrase, BootError> {
     let blob = tpm.nv_blob(settings.nv_index).map_err(|error| match error {
         TpmError::NvMissing { .. } | TpmError::NvUnwritten { .. } => BootError::NotInstalled(error),
         other => other.into(),

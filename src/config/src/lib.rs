@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub use error::{ConfigError, Place};
 pub use prefix::Prefix;
+pub use value::number;
 
 use settings::Settings;
 use value::Setting;
@@ -72,6 +73,22 @@ pub struct Challenger {
     pub certificate: Option<String>,
     /// A server whose name ends in `.local` is looked for by multicast; there is one such at least.
     pub mdns: bool,
+}
+
+impl Default for Challenger {
+    /// What holds where nothing is configured: local mode.
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            protocol: Protocol::default(),
+            pcrs: DEFAULT_PCRS.to_vec(),
+            nv_index: DEFAULT_NV_INDEX,
+            c_index: DEFAULT_C_INDEX,
+            tpm_device: None,
+            certificate: None,
+            mdns: false,
+        }
+    }
 }
 
 /// Which generation of the protocol is spoken (protocols/kcrypt.md §0.2).

@@ -140,7 +140,8 @@ fn flag(node: &Node) -> Result<bool, Fault> {
 
 /// An unsigned number as Go's `ParseUint(s, 0, 32)` reads it: 0x…, 0o… or 0…, 0b…, decimal, `_` between digits or after
 /// the prefix.
-fn number(text: &str) -> Option<u32> {
+#[must_use]
+pub fn number(text: &str) -> Option<u32> {
     let lower = text.to_ascii_lowercase();
     let (digits, radix) = if let Some(digits) = lower.strip_prefix("0x") {
         (digits, 16)

@@ -92,7 +92,7 @@ impl Tpm {
     }
 }
 
-fn can_decrypt(loaded: &Loaded) -> bool {
+pub(crate) fn can_decrypt(loaded: &Loaded) -> bool {
     let attributes = crate::transport::be_u32(&loaded.public, 4).unwrap_or(0);
     loaded.public.starts_with(&[0x00, 0x01]) && attributes & (NEEDED | RESTRICTED) == NEEDED
 }

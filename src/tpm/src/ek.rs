@@ -44,6 +44,13 @@ impl EndorsementKey {
     }
 }
 
+/// The EK certificate of the TPM's maker.
+pub(crate) struct CertifiedKey {
+    /// Of its key, or why that is of no use.
+    pub(crate) modulus: Result<Vec<u8>, String>,
+    pub(crate) size: usize,
+}
+
 impl Tpm {
     /// Finds the endorsement key, or makes it and persists it at [`handle::EK`].
     ///
@@ -85,27 +92,28 @@ impl Tpm {
     /// The modulus in the EK certificate. Every failure only means that there is no certificate to
     /// go by, as upstream has it; the reason is kept for `--debug`.
     fn certified_modulus(&mut self) -> Option<Vec<u8>> {
-        let index = handle::NV_EK_CERTIFICATE;
-        let read = match self.nv_read(index, ReadAs::Index) {
-            Err(TpmError::Response { .. }) => self.nv_read(index, ReadAs::Owner),
-            other => other,
-        };
-        let certificate =
-            read.inspect_err(|error| log::debug!("no EK certificate: {error}")).ok()?;
-        match certificate_public_key(&certificate) {
-            Ok((modulus, 65537)) if modulus.len() == MODULUS => Some(modulus),
-            Ok(_) => {
-                log::debug!("the EK certificate is not for an RSA-2048 key with exponent 65537");
-                None
-            }
-            Err(error) => {
-                log::debug!("the EK certificate in NV 0x{index:08x} cannot be used: {error}");
-                None
-            }
-        }
+        let certified =
+            self.certified_key().inspect_err(|error| log::debug!("no EK certificate: {error}"));
+        let modulus = certified.ok()?.modulus;
+        modulus.inspect_err(|why| log::debug!("the EK certificate cannot be used: {why}")).ok()
     }
 
-    fn create_endorsement_key(&mut self) -> Result<Loaded, TpmError> {
+    /// What is in the NV index of the EK certificate.
+    pub(crate) fn certified_key(&mut self) -> Result<CertifiedKey, TpmError> {
+        let index = handle::NV_EK_CERTIFICATE;
+        let certificate = match self.nv_read(index, ReadAs::Index) {
+            Err(TpmError::Response { .. }) => self.nv_read(index, ReadAs::Owner),
+            other => other,
+        }?;
+        let modulus = match certificate_public_key(&certificate) {
+            Ok((modulus, 65537)) if modulus.len() == MODULUS => Ok(modulus),
+            Ok(_) => Err("it is not for an RSA-2048 key with exponent 65537".into()),
+            Err(error) => Err(error.to_string()),
+        };
+        Ok(CertifiedKey { modulus, size: certificate.len() })
+    }
+
+    pub(crate) fn create_endorsement_key(&mut self) -> Result<Loaded, TpmError> {
         let mut template = template::EK;
         match self.nv_read(NV_EK_NONCE, ReadAs::Owner) {
             Ok(nonce) => {
@@ -122,27 +130,27 @@ impl Tpm {
 
 /// The modulus of `loaded` if it is the endorsement key: made by the EK template, and certified, or
 /// without a certificate at least a primary key of the endorsement hierarchy.
-fn recognize<'a>(loaded: &'a Loaded, certified: Option<&[u8]>) -> Option<&'a [u8]> {
+pub(crate) fn recognize<'a>(loaded: &'a Loaded, certified: Option<&[u8]>) -> Option<&'a [u8]> {
     if !loaded.public.starts_with(template::head(&template::EK)) {
         return None;
     }
     let modulus = modulus_of(&loaded.public).ok()?;
     let genuine = match certified {
         Some(certified) => certified == modulus,
-        None => loaded.qualified_name == qualified_name_under_endorsement(&loaded.public),
+        None => loaded.qualified_name == qualified_name_under(RH_ENDORSEMENT, &loaded.public),
     };
     genuine.then_some(modulus)
 }
 
 /// Part 1 §16: QN = nameAlg ‖ H(QN of the parent ‖ Name), and a hierarchy's QN is its handle.
-fn qualified_name_under_endorsement(public: &[u8]) -> Vec<u8> {
+pub(crate) fn qualified_name_under(hierarchy: u32, public: &[u8]) -> Vec<u8> {
     let name = [&[0x00, 0x0b][..], &Sha256::digest(public)].concat();
-    let digest = Sha256::digest([&RH_ENDORSEMENT.to_be_bytes()[..], &name].concat());
+    let digest = Sha256::digest([&hierarchy.to_be_bytes()[..], &name].concat());
     [&[0x00, 0x0b][..], &digest].concat()
 }
 
 /// The modulus at the end of an RSA-2048 TPMT_PUBLIC.
-fn modulus_of(public: &[u8]) -> Result<&[u8], TpmError> {
+pub(crate) fn modulus_of(public: &[u8]) -> Result<&[u8], TpmError> {
     match public.split_at_checked(public.len().saturating_sub(MODULUS)) {
         Some((head, modulus)) if modulus.len() == MODULUS && head.ends_with(&[0x01, 0x00]) => {
             Ok(modulus)

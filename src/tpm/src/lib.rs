@@ -11,6 +11,7 @@ mod certify_creation;
 mod device;
 mod ek;
 mod error;
+mod inspect;
 mod machine;
 mod nv;
 mod primary;
@@ -33,6 +34,8 @@ pub use blob::BLOB_MAX;
 pub use device::{Address, DEFAULT_DEVICES};
 pub use ek::EndorsementKey;
 pub use error::{Hierarchy, TpmError};
+pub use inspect::{Endorsement, Held, KCRYPT_HANDLES, Properties};
+pub use nv::NvIndex;
 pub use quote::Quote;
 
 use error::rc;

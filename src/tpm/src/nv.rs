@@ -19,6 +19,33 @@ const MAX_INDEX: usize = 8192;
 /// ownerwrite, ownerread, authread, ppread: `protocols/kcrypt.md` §9.2.
 const BLOB_ATTRIBUTES: u32 = 0x0007_0002;
 
+/// TPMA_NV_WRITTEN: set by the TPM with the first write.
+const WRITTEN: u32 = 0x2000_0000;
+/// A passphrase sealed by RSA-2048.
+const BLOB_SIZE: usize = 256;
+
+/// An NV index, without its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NvIndex {
+    pub size: usize,
+    /// TPMA_NV, Part 2 §13.4.
+    pub attributes: u32,
+}
+
+impl NvIndex {
+    /// Whether it holds anything yet.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        self.attributes & WRITTEN != 0
+    }
+
+    /// Whether kcrypt makes such an index, of either generation.
+    #[must_use]
+    pub fn is_kcrypts(&self) -> bool {
+        self.attributes & !WRITTEN == BLOB_ATTRIBUTES && self.size == BLOB_SIZE
+    }
+}
+
 /// Whose authorization a read uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadAs {
@@ -120,7 +147,22 @@ impl Tpm {
         needs_empty_auth(defined, Hierarchy::Owner).map(drop)
     }
 
+    /// Takes an NV index away, with what is in it.
+    ///
+    /// # Errors
+    /// [`TpmError::NvMissing`]; [`TpmError::AuthSet`] with an owner password.
+    pub fn nv_remove(&mut self, index: u32) -> Result<(), TpmError> {
+        let (handle, _) = self.nv_public(index)?;
+        let removed = self
+            .authorized("NV_UndefineSpace", |ctx| ctx.nv_undefine_space(Provision::Owner, handle));
+        needs_empty_auth(removed, Hierarchy::Owner)
+    }
+
     fn nv_public(&mut self, index: u32) -> Result<(NvIndexHandle, usize), TpmError> {
+        self.nv_describe(index).map(|(handle, described)| (handle, described.size))
+    }
+
+    pub(crate) fn nv_describe(&mut self, index: u32) -> Result<(NvIndexHandle, NvIndex), TpmError> {
         const OPERATION: &str = "NV_ReadPublic";
         let tpm_handle = NvIndexTpmHandle::new(index)
             .map_err(|error| TpmError::Library { operation: OPERATION, error })?;
@@ -133,15 +175,16 @@ impl Tpm {
             }
             Err(error) => return Err(error),
         };
-        // TPMS_NV_PUBLIC, as the library was just told it to make its handle: its last member is the
-        // size (Part 2 §13.5).
+        // TPMS_NV_PUBLIC, as the library was just told it to make its handle (Part 2 §13.5): index,
+        // name algorithm, attributes, policy, size.
         let response = self.last_response();
         let public = Parameters::without_sessions(OPERATION, &response)?.sized()?;
         let size = public.last_chunk::<2>().map(|size| usize::from(u16::from_be_bytes(*size)));
-        let size = size.ok_or_else(|| TpmError::Malformed {
-            operation: OPERATION,
-            why: "the public area is empty".into(),
-        })?;
-        Ok((handle, size))
+        let attributes = crate::transport::be_u32(public, 6);
+        let (Some(size), Some(attributes)) = (size, attributes) else {
+            let why = "the public area is cut off".into();
+            return Err(TpmError::Malformed { operation: OPERATION, why });
+        };
+        Ok((handle, NvIndex { size, attributes }))
     }
 }

@@ -80,6 +80,17 @@ impl Tpm {
         Ok(KeyHandle::from(persisted))
     }
 
+    /// `TPM2_EvictControl` the other way: the object at a persistent handle goes.
+    pub(crate) fn evict(&mut self, key: KeyHandle, handle: u32) -> Result<(), TpmError> {
+        const OPERATION: &str = "EvictControl";
+        let handle = PersistentTpmHandle::new(handle)
+            .map_err(|error| TpmError::Library { operation: OPERATION, error })?;
+        let evicted = self.authorized(OPERATION, |ctx| {
+            ctx.evict_control(Provision::Owner, key.into(), Persistent::Persistent(handle))
+        });
+        needs_empty_auth(evicted, Hierarchy::Owner).map(drop)
+    }
+
     /// Flushes a transient object. A failure is only worth a line: the context flushes what is left
     /// when it is dropped, and the kernel's resource manager when the device is closed.
     pub(crate) fn flush(&mut self, key: KeyHandle) {
@@ -112,7 +123,7 @@ impl Tpm {
 
 /// fixedTPM, fixedParent, userWithAuth, restricted and decrypt are what makes a key a parent that
 /// we can use with empty authorization; RSA or ECC is all the same to the attestation key.
-fn is_storage_parent(public: &[u8]) -> bool {
+pub(crate) fn is_storage_parent(public: &[u8]) -> bool {
     const NEEDED: u32 = 0x2 | 0x10 | 0x40 | 0x1_0000 | 0x2_0000;
     let kind = public.get(..2);
     let attributes = crate::transport::be_u32(public, 4).unwrap_or(0);

@@ -65,7 +65,7 @@ impl Tpm {
         Ok((attest.marshall().map_err(library)?, signature.marshall().map_err(library)?))
     }
 
-    fn read_pcrs(
+    pub(crate) fn read_pcrs(
         &mut self,
         pcrs: &[u8],
         selection: &PcrSelectionList,
@@ -90,7 +90,7 @@ impl Tpm {
     }
 }
 
-fn select(pcrs: &[u8]) -> Result<PcrSelectionList, TpmError> {
+pub(crate) fn select(pcrs: &[u8]) -> Result<PcrSelectionList, TpmError> {
     let slots = pcrs
         .iter()
         .map(|index| {

@@ -52,14 +52,14 @@ pub const AK: [u8; 24] = [
     0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
 ];
 
-/// The RSA-OAEP key of v1 that seals passphrases (`c_index`). 24 bytes: `unique` is empty, which
+/// The RSA-OAEP key of v1 that seals passphrases (`c_index`). 22 bytes: `unique` is empty, which
 /// makes it another key than v2's.
-pub const BLOB_KEY: [u8; 24] = [
+pub const BLOB_KEY: [u8; 22] = [
     0x00, 0x01, 0x00, 0x0b, 0x00, 0x06, 0x00, 0x60, 0x00, 0x00, 0x00, 0x10, 0x00, 0x10, 0x08, 0x00,
-    0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
 ];
 
-/// v2's OAEP key: the same head, but `unique` has the length of a modulus, all zero. 282 bytes.
+/// v2's OAEP key: the same head, but `unique` has the length of a modulus, all zero. 278 bytes.
 #[must_use]
 pub fn blob_key_v2() -> Vec<u8> {
     let head = BLOB_KEY.len() - 2;

@@ -237,6 +237,25 @@ fn a_lost_blob_key_is_made_again_from_the_seed() {
     assert_eq!(*open(&soft).unseal_blob(handle::BLOB_KEY, &sealed).unwrap(), b"still there");
 }
 
+/// Newer Kairos makes the key with a `unique` field of 256 zero bytes, which is another key from the same seed.
+#[test]
+fn a_lost_blob_key_of_generation_2_is_made_again_too() {
+    let soft = SoftTpm::fresh();
+    tools(
+        &soft,
+        "(printf '\\000\\001'; head -c 256 /dev/zero) > unique
+         tpm2_createprimary -Q -C o -G rsa2048:null:null -u unique -a 'sensitivedataorigin|userwithauth|decrypt|sign' -c key.ctx
+         tpm2_flushcontext -t; tpm2_evictcontrol -Q -C o -c key.ctx 0x81000008; tpm2_flushcontext -t",
+    );
+    assert!(open(&soft).blob_key_can_be_remade(handle::BLOB_KEY).unwrap());
+    let sealed = open(&soft).seal_blob(handle::BLOB_KEY, b"of generation 2").unwrap();
+    tools(&soft, "tpm2_evictcontrol -C o -c 0x81000008");
+    assert_eq!(*open(&soft).unseal_blob(handle::BLOB_KEY, &sealed).unwrap(), b"of generation 2");
+    let first = SoftTpm::fresh();
+    open(&first).seal_blob(handle::BLOB_KEY, b"x").unwrap();
+    assert!(open(&first).blob_key_can_be_remade(handle::BLOB_KEY).unwrap());
+}
+
 #[test]
 fn an_nv_index_is_written_once_and_never_overwritten() {
     let soft = SoftTpm::fresh();
