@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::limits::Rate;
+
 /// The key server: releases disk passphrases to machines that prove themselves with their TPM.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES)]
@@ -46,9 +48,36 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
 
-    /// Most connections at once; further ones are closed at once.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Address and port for /metrics (Prometheus), /healthz and /readyz. Without it there are no metrics; the other two are
+    /// also on the main port.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
+
+    /// Most connections at once. For one more, the oldest is closed that has proved nothing yet, of the address that has
+    /// the most of these.
+    #[arg(long, value_name = "N", default_value_t = 12_288, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) max_connections: u32,
+
+    /// Most connections at once of one address (IPv4 address, IPv6 /64); behind a NAT all machines have one.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) max_connections_per_address: u32,
+
+    /// Requests per minute that one address may make; 0 is no limit. Beyond it: 429 with Retry-After.
+    #[arg(long, value_name = "N", default_value_t = 12_000)]
+    pub(crate) address_rate: u32,
+
+    /// Requests that one address may make at once, after a rest. A machine makes up to six to install or boot, so the default
+    /// lets 3,000 machines behind one NAT boot at once.
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) address_burst: u32,
+
+    /// Requests per minute that one machine (TPM hash) may make; 0 is no limit. Beyond it: 429 with Retry-After.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub(crate) machine_rate: u32,
+
+    /// Requests that one machine may make at once, after a rest.
+    #[arg(long, value_name = "N", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) machine_burst: u32,
 
     /// Seconds a peer has for its TLS handshake, and again for its HTTP request.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
@@ -61,6 +90,16 @@ pub(crate) struct Serve {
     /// Seconds that running exchanges have to finish when the server is told to stop.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub(crate) stop_timeout: Duration,
+}
+
+impl Serve {
+    pub(crate) fn address_limit(&self) -> Rate {
+        Rate { per_minute: self.address_rate, burst: self.address_burst }
+    }
+
+    pub(crate) fn machine_limit(&self) -> Rate {
+        Rate { per_minute: self.machine_rate, burst: self.machine_burst }
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

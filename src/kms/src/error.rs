@@ -8,8 +8,8 @@ use thiserror::Error;
 pub(crate) enum StartError {
     #[error("store {}: {source}; --store must be a directory this user can read (and write, to enrol machines)", path.display())]
     Store { path: PathBuf, source: io::Error },
-    #[error("listening on {address} failed: {source}; {}", listen_advice(source))]
-    Listen { address: SocketAddr, source: io::Error },
+    #[error("listening on {address} failed: {source}; {} ({flag})", listen_advice(source))]
+    Listen { address: SocketAddr, flag: &'static str, source: io::Error },
     #[error("TLS: reading {} failed: {reason}; it must be a PEM file with {wanted}", path.display())]
     TlsFile { path: PathBuf, reason: String, wanted: &'static str },
     #[error("TLS: certificate {} and key {} are not usable together: {reason}", cert.display(), key.display())]
@@ -20,16 +20,14 @@ pub(crate) enum StartError {
 
 fn listen_advice(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::AddrInUse => {
-            "another program has this port: stop it, or choose another with --listen"
-        }
+        io::ErrorKind::AddrInUse => "another program has this port: stop it, or choose another",
         io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one with --listen"
+            "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one"
         }
         io::ErrorKind::AddrNotAvailable => {
-            "this machine does not have this address: choose another with --listen"
+            "this machine does not have this address: choose another"
         }
-        _ => "choose another address with --listen",
+        _ => "choose another address",
     }
 }
 

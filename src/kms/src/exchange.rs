@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use latchkey_wire::{
     MAX_MESSAGE,
-    attest::check_ak,
+    attest::{AttestationParameters, check_ak},
     credential::make_credential,
     ek::RsaPublicKey,
     manifest::Secret,
@@ -32,8 +32,11 @@ use zeroize::Zeroizing;
 
 use crate::{
     decision::{self, Decision, Outcome, Target},
+    limits::TooMany,
     matching::Facts,
+    report::{Ended, Ending, Report},
     store::{CreateError, Store},
+    visit::Visit,
 };
 
 /// How long a peer may take to read our last message and close, before the connection is cut.
@@ -61,13 +64,26 @@ impl Endpoint {
     }
 }
 
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Endpoint {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::GetPass => "getPass",
             Self::PostPass => "postPass",
-        })
+        }
     }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How exchanges are held.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// How long a peer has for each message.
+    pub(crate) message_timeout: Duration,
 }
 
 /// What the HTTP request said.
@@ -75,15 +91,34 @@ impl std::fmt::Display for Endpoint {
 pub(crate) struct Request {
     pub(crate) peer: SocketAddr,
     pub(crate) endpoint: Endpoint,
-    pub(crate) authorization: Vec<u8>,
+    pub(crate) claim: latchkey_wire::Result<Claim>,
     pub(crate) facts: Facts,
+}
+
+/// Who a peer says it is, read and not yet checked.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    ek: RsaPublicKey,
+    ak: AttestationParameters,
+}
+
+impl Claim {
+    /// Reads the value of an `Authorization` header.
+    pub(crate) fn read(authorization: &[u8]) -> latchkey_wire::Result<Self> {
+        let token = Token::parse_authorization(authorization)?;
+        Ok(Self { ek: RsaPublicKey::from_pem(&token.ek_pem)?, ak: token.ak })
+    }
+
+    pub(crate) fn pubhash(&self) -> Pubhash {
+        self.ek.pubhash()
+    }
 }
 
 /// Why an exchange ended before a decision.
 #[derive(Debug, Error)]
 enum Failure {
     #[error("{0}")]
-    Token(#[from] latchkey_wire::Error),
+    Message(#[from] latchkey_wire::Error),
     #[error("no random bytes: {0}")]
     Random(getrandom::Error),
     #[error("the proof is wrong: this peer does not hold the TPM it names")]
@@ -94,10 +129,37 @@ enum Failure {
     Closed(&'static str),
     #[error("connection: {0}")]
     Connection(#[from] tungstenite::Error),
+    #[error("{0}")]
+    TooMany(#[from] TooMany),
 }
 
-/// Runs the exchange to its end and logs what came of it, in one line.
-pub(crate) async fn run<S>(stream: S, request: &Request, store: Arc<Store>, patience: Duration)
+impl Failure {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Message(_) => "malformed",
+            Self::Random(_) => "internal",
+            Self::Proof => "proof",
+            Self::Deadline(_) => "timeout",
+            Self::Closed(_) => "closed",
+            Self::Connection(_) => "connection",
+            Self::TooMany(_) => "rate",
+        }
+    }
+
+    /// The end of an exchange that this befell after the proof.
+    fn ending(&self) -> Ending {
+        Ending::new(Ended::Interrupted, self.reason(), self.to_string())
+    }
+}
+
+/// Runs the exchange to its end, and says what came of it. The peer is to be closed then.
+pub(crate) async fn run<S>(
+    stream: S,
+    request: Request,
+    visit: &Visit,
+    store: &Arc<Store>,
+    settings: &Settings,
+) -> (Report, Peer<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -108,37 +170,31 @@ where
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
     let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
-    let mut peer = Peer { stream, patience };
-    match authenticate(&mut peer, &request.authorization).await {
+    let mut peer = Peer { stream, patience: settings.message_timeout };
+    let Request { peer: address, endpoint, claim, facts } = request;
+    let (pubhash, (target, ending)) = match authenticate(&mut peer, claim, visit).await {
         Err(failure) => {
-            log_line(log::Level::Warn, request, None, None, "unauthenticated", &failure.to_string())
+            let why = failure.to_string();
+            (None, (None, Ending::new(Ended::Unauthenticated, failure.reason(), why)))
         }
         Ok(pubhash) => {
             let snapshot = store.snapshot();
-            let concluded = match request.endpoint {
+            let concluded = match endpoint {
                 Endpoint::GetPass => {
-                    get(&mut peer, decision::get(&snapshot, &pubhash, &request.facts)).await
+                    get(&mut peer, decision::get(&snapshot, &pubhash, &facts)).await
                 }
                 Endpoint::PostPass => {
-                    post(&mut peer, &store, decision::post(&snapshot, &pubhash, &request.facts))
-                        .await
+                    post(&mut peer, store, decision::post(&snapshot, &pubhash, &facts)).await
                 }
             };
-            log_line(
-                concluded.level,
-                request,
-                Some(&pubhash),
-                concluded.target.as_ref(),
-                concluded.result,
-                &concluded.why,
-            );
+            (Some(pubhash), concluded)
         }
-    }
-    peer.close().await;
+    };
+    (Report { endpoint, peer: address, facts, pubhash, target, ending }, peer)
 }
 
 /// A peer's side of the WebSocket, with a deadline on each step.
-struct Peer<S> {
+pub(crate) struct Peer<S> {
     stream: WebSocketStream<S>,
     patience: Duration,
 }
@@ -180,7 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 
     /// Ends the connection without a closing handshake, as Go's server does, but so that what was sent arrives: closing with
     /// unread bytes would reset the connection and take our last message with it.
-    async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         let stream = self.stream.get_mut();
         let drain = async {
             stream.shutdown().await?;
@@ -208,44 +264,32 @@ fn wiped(data: Bytes) -> Zeroizing<Vec<u8>> {
 }
 
 /// Lets the peer prove that the TPM with its EK also holds its AK, which lives in a TPM and nowhere else.
-async fn authenticate<S>(peer: &mut Peer<S>, authorization: &[u8]) -> Result<Pubhash, Failure>
+async fn authenticate<S>(
+    peer: &mut Peer<S>,
+    claim: latchkey_wire::Result<Claim>,
+    visit: &Visit,
+) -> Result<Pubhash, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let token = Token::parse_authorization(authorization)?;
-    let ek = RsaPublicKey::from_pem(&token.ek_pem)?;
-    let ak = check_ak(&token.ak)?;
+    let claim = claim?;
+    let ak = check_ak(&claim.ak)?;
     let (mut secret, mut seed) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 16]));
     getrandom::fill(&mut *secret).map_err(Failure::Random)?;
     getrandom::fill(&mut *seed).map_err(Failure::Random)?;
-    let challenge = make_credential(&ek, &ak.name, &secret, &seed)?;
+    let challenge = make_credential(&claim.ek, &ak.name, &secret, &seed)?;
     peer.send(Zeroizing::new(challenge.to_json().into_bytes())).await?;
     let response = ChallengeResponse::from_json(&peer.receive("answer the challenge").await?)?;
-    if bool::from(response.secret.ct_eq(&*secret)) { Ok(ek.pubhash()) } else { Err(Failure::Proof) }
-}
-
-/// How a request ended, for the log.
-struct Concluded {
-    level: log::Level,
-    target: Option<Target>,
-    result: &'static str,
-    why: String,
-}
-
-impl Concluded {
-    fn new(
-        level: log::Level,
-        target: Option<Target>,
-        result: &'static str,
-        why: impl Into<String>,
-    ) -> Self {
-        Self { level, target, result, why: why.into() }
+    if !bool::from(response.secret.ct_eq(&*secret)) {
+        return Err(Failure::Proof);
     }
+    let pubhash = claim.pubhash();
+    visit.proved(&pubhash)?;
+    Ok(pubhash)
 }
 
-const GRANTED: &str = "granted";
-const REFUSED: &str = "refused";
-const FAILED: &str = "failed";
+/// What a request was about, and how it ended.
+type Concluded = (Option<Target>, Ending);
 
 async fn get<S: AsyncRead + AsyncWrite + Unpin>(
     peer: &mut Peer<S>,
@@ -255,14 +299,14 @@ async fn get<S: AsyncRead + AsyncWrite + Unpin>(
     match decision.outcome {
         Outcome::Released(payload) => match peer.send_payload(&payload).await {
             Ok(()) => {
-                let kind = if payload.generated_by.is_empty() {
-                    "operator's passphrase"
+                let (reason, kind) = if payload.generated_by.is_empty() {
+                    ("released", "operator's passphrase")
                 } else {
-                    "machine's sealed passphrase"
+                    ("released-sealed", "machine's sealed passphrase")
                 };
-                Concluded::new(log::Level::Info, target, GRANTED, kind)
+                (target, Ending::new(Ended::Granted, reason, kind))
             }
-            Err(failure) => Concluded::new(log::Level::Warn, target, FAILED, failure.to_string()),
+            Err(failure) => (target, failure.ending()),
         },
         other => decline(peer, target, other).await,
     }
@@ -279,9 +323,7 @@ where
     let target = target.clone();
     let payload = match receive_payload(peer).await {
         Ok(payload) => payload,
-        Err(failure) => {
-            return Concluded::new(log::Level::Warn, Some(target), FAILED, failure.to_string());
-        }
+        Err(failure) => return (Some(target), failure.ending()),
     };
     if let Some(answer) = unacceptable(&payload) {
         let why = answer.clone();
@@ -295,23 +337,20 @@ where
     );
     let writer = store.clone();
     let created = tokio::task::spawn_blocking(move || writer.create(&secret)).await;
-    match created {
-        Ok(Ok(())) => {
-            Concluded::new(log::Level::Info, Some(target), GRANTED, "first passphrase stored")
-        }
+    let ending = match created {
+        Ok(Ok(())) => Ending::new(Ended::Granted, "stored", "first passphrase stored"),
         // As upstream: nothing is changed, nothing is said. The machine asks again and gets the one that is there.
         Ok(Err(error @ CreateError::Exists)) => {
-            Concluded::new(log::Level::Warn, Some(target), REFUSED, error.to_string())
+            Ending::new(Ended::Refused, "exists", error.to_string())
         }
         Ok(Err(error @ CreateError::Name(_))) => {
             let (answer, why) = (error.to_string(), error.to_string());
-            decline(peer, Some(target), Outcome::Refused { answer, why }).await
+            return decline(peer, Some(target), Outcome::Refused { answer, why }).await;
         }
-        Ok(Err(error)) => {
-            Concluded::new(log::Level::Error, Some(target), FAILED, error.to_string())
-        }
-        Err(error) => Concluded::new(log::Level::Error, Some(target), FAILED, error.to_string()),
-    }
+        Ok(Err(error)) => Ending::new(Ended::Failed, "store", error.to_string()),
+        Err(error) => Ending::new(Ended::Failed, "internal", error.to_string()),
+    };
+    (Some(target), ending)
 }
 
 async fn receive_payload<S: AsyncRead + AsyncWrite + Unpin>(
@@ -338,51 +377,19 @@ async fn decline<S>(peer: &mut Peer<S>, target: Option<Target>, outcome: Outcome
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match outcome {
+    let ending = match outcome {
         Outcome::Refused { answer, why } => {
             let sent = peer.send_payload(&Payload::refusal(answer)).await;
             let why = match sent {
                 Ok(()) => why,
                 Err(failure) => format!("{why}; the answer did not arrive: {failure}"),
             };
-            Concluded::new(log::Level::Warn, target, REFUSED, why)
+            Ending::new(Ended::Refused, "refused", why)
         }
-        Outcome::Failed { why } => Concluded::new(log::Level::Error, target, FAILED, why),
-        Outcome::Released(_) | Outcome::MayEnrol => Concluded::new(
-            log::Level::Error,
-            target,
-            FAILED,
-            "this endpoint has no answer for this decision",
-        ),
-    }
-}
-
-/// One line per request. Whatever a peer or an operator wrote is quoted: it cannot begin a line of its own.
-fn log_line(
-    level: log::Level,
-    request: &Request,
-    pubhash: Option<&Pubhash>,
-    target: Option<&Target>,
-    result: &str,
-    why: &str,
-) {
-    let absent = "-".to_owned();
-    let fact = |fact: &Option<String>| {
-        fact.as_ref().map_or_else(|| absent.clone(), |fact| format!("{fact:?}"))
+        Outcome::Failed { why } => Ending::new(Ended::Failed, "store", why),
+        Outcome::Released(_) | Outcome::MayEnrol => {
+            Ending::new(Ended::Failed, "internal", "this endpoint has no answer for this decision")
+        }
     };
-    let pubhash = pubhash.map_or("-", Pubhash::as_str);
-    let volume = target.map_or_else(
-        || absent.clone(),
-        |target| format!("{:?}", format!("{}/{}", target.namespace, target.volume)),
-    );
-    let partition = target.map_or_else(|| absent.clone(), |target| format!("{:?}", target.label));
-    log::log!(
-        level,
-        "request endpoint={} peer={} result={result} why={why:?} pubhash={pubhash} volume={volume} partition={partition} label={} uuid={} name={}",
-        request.endpoint,
-        request.peer,
-        fact(&request.facts.label),
-        fact(&request.facts.uuid),
-        fact(&request.facts.name),
-    );
+    (target, ending)
 }

@@ -271,21 +271,26 @@ fn slow_peers_are_cut_and_hold_nobody_up() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_closed_at_once() {
+fn beyond_the_limit_the_oldest_that_has_proved_nothing_makes_place() {
     let directory = ordinary();
     let kms = Kms::start_with(directory.path(), &["--max-connections", "2"]);
     let header = MACHINE.token.authorization_header();
-    let mut waiting: Vec<_> = (0..2).map(|_| kms.open("/getPass", &header, PERSISTENT)).collect();
-    waiting.iter_mut().for_each(|socket| drop(rig::challenge(socket)));
-    assert_eq!(talk(&kms, b"GET / HTTP/1.1\r\n\r\n"), "");
-    kms.wait_for("turned away");
-    drop(waiting);
-    kms.wait_for("result=unauthenticated");
-    let end = std::time::Instant::now() + rig::PATIENCE;
-    while talk(&kms, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").is_empty() {
-        assert!(std::time::Instant::now() < end, "places are not given back");
-    }
+    let mut open = || {
+        let mut socket = kms.open("/getPass", &header, PERSISTENT);
+        let challenge = rig::challenge(&mut socket);
+        (socket, challenge)
+    };
+    let (mut oldest, _) = open();
+    let (mut older, challenge) = open();
+    let (mut newest, _) = open();
+    kms.wait_for("closed to make place");
+    assert!(oldest.read().is_err());
+    let proof = MACHINE.activate(&challenge).to_json();
+    older.send(Message::binary(proof.as_bytes().to_vec())).unwrap();
+    assert_eq!(*rig::answer(&mut older).unwrap().passphrase, "found");
+    drop(older);
     still_serves(&kms);
+    newest.close(None).unwrap();
 }
 
 #[test]

@@ -8,7 +8,10 @@ use std::{
     io::{self, Read as _, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -17,7 +20,7 @@ use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
 use super::{
-    CreateError,
+    CreateError, Status,
     snapshot::{ReadSecret, Snapshot, Source},
 };
 
@@ -36,6 +39,9 @@ pub(crate) struct Store {
     directory: PathBuf,
     files: Mutex<Files>,
     snapshot: RwLock<Arc<Snapshot>>,
+    /// How often a snapshot was made, and whether the directory could be read at the last look.
+    generation: AtomicU64,
+    readable: AtomicBool,
 }
 
 impl std::fmt::Debug for Store {
@@ -109,7 +115,13 @@ impl Store {
         let directory = directory.canonicalize()?;
         fs::read_dir(&directory)?;
         remove_leftovers(&directory);
-        let store = Self { directory, files: Mutex::default(), snapshot: RwLock::default() };
+        let store = Self {
+            directory,
+            files: Mutex::default(),
+            snapshot: RwLock::default(),
+            generation: AtomicU64::new(0),
+            readable: AtomicBool::new(true),
+        };
         let mut files = store.lock();
         store.refresh(&mut files, Take::All);
         store.publish(&mut files);
@@ -128,6 +140,19 @@ impl Store {
     /// What the store holds now.
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How it is. Never waits for the file system.
+    pub(crate) fn status(&self) -> Status {
+        let snapshot = self.snapshot();
+        let (volumes, secrets) = snapshot.counts();
+        Status {
+            generation: self.generation.load(Ordering::Relaxed),
+            readable: self.readable.load(Ordering::Relaxed),
+            volumes,
+            secrets,
+            unreadable_files: snapshot.unreadable_files(),
+        }
     }
 
     /// Adds a Secret durably, or says why not. Never changes an existing one.
@@ -165,6 +190,7 @@ impl Store {
         let paths = match manifest_paths(&self.directory) {
             Ok(paths) => paths,
             Err(error) => {
+                self.readable.store(false, Ordering::Relaxed);
                 if !std::mem::replace(&mut files.lost, true) {
                     log::error!(
                         "store {}: cannot be read: {error}; everything known from it stays valid",
@@ -174,6 +200,7 @@ impl Store {
                 return false;
             }
         };
+        self.readable.store(true, Ordering::Relaxed);
         if std::mem::take(&mut files.lost) {
             log::info!("store {}: can be read again", self.directory.display());
         }
@@ -213,6 +240,7 @@ impl Store {
             self.directory.display(),
             sources.len()
         );
+        self.generation.fetch_add(1, Ordering::Relaxed);
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
     }
 }

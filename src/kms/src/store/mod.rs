@@ -32,6 +32,18 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+/// How the store is, for those who look after it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Status {
+    /// Grows with each change that was taken.
+    pub(crate) generation: u64,
+    /// Whether the directory could be read at the last look.
+    pub(crate) readable: bool,
+    pub(crate) volumes: usize,
+    pub(crate) secrets: usize,
+    pub(crate) unreadable_files: usize,
+}
+
 /// Why a Secret was not added.
 #[derive(Debug, Error)]
 pub(crate) enum CreateError {

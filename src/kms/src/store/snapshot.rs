@@ -203,6 +203,10 @@ impl Snapshot {
         self.unreadable.iter().any(|text| text.as_ref().is_none_or(|text| text.contains(name)))
     }
 
+    pub(crate) fn unreadable_files(&self) -> usize {
+        self.unreadable.len()
+    }
+
     /// Volumes and Secrets, for the log.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.volumes.values().map(Vec::len).sum(), self.secrets.len())

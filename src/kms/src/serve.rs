@@ -1,0 +1,165 @@
+//! `latchkey-kms serve`: what is set up before the first connection, and what runs beside the server until it is told to stop.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    cli::Serve,
+    error::StartError,
+    exchange::Settings,
+    health::{self, Health},
+    limits::Limits,
+    metrics::Metrics,
+    places::Places,
+    server::{Lines, Server},
+    store::Store,
+    tls::Tls,
+};
+
+/// How often the store and the TLS files are looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How long the end waits for a write in progress.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
+/// File descriptors for all but connections: listeners, the store's files, the runtime's own.
+const OTHER_FILES: u64 = 64;
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(options: Serve) -> Result<(), StartError> {
+    // Passphrases are in this program's memory: they must not end up in a core file.
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        log::warn!("core dumps could not be turned off: {error}");
+    }
+    let tls = match (&options.tls_cert, &options.tls_key) {
+        (Some(cert), Some(key)) => Some(Arc::new(Tls::open(cert, key)?)),
+        _ => None,
+    };
+    let store = Store::open(&options.store)
+        .map_err(|source| StartError::Store { path: options.store.clone(), source })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| StartError::System { what: "starting the runtime", source })?;
+    let served = runtime.block_on(listen(options, tls, Arc::new(store)));
+    // A write that hangs in the file system was promised to nobody.
+    runtime.shutdown_timeout(LAST_WRITES);
+    served
+}
+
+async fn listen(
+    options: Serve,
+    tls: Option<Arc<Tls>>,
+    store: Arc<Store>,
+) -> Result<(), StartError> {
+    let (listener, address) = bind(options.listen, "--listen").await?;
+    let stop = stop_signal()?;
+    if tls.is_none() {
+        log::warn!(
+            "without --tls-cert and --tls-key, passphrases that operators wrote cross the network in clear"
+        );
+    }
+    let places = Places::new(
+        room_for(options.max_connections),
+        options.max_connections_per_address as usize,
+    );
+    let metrics = Arc::new(Metrics::new(places.clone(), tls.clone()));
+    let health = Arc::new(Health::new(store.clone()));
+    if let Some(wanted) = options.metrics_listen {
+        let (listener, address) = bind(wanted, "--metrics-listen").await?;
+        log::info!("metrics on http://{address}/metrics");
+        tokio::spawn(health::serve(listener, health.clone(), metrics.clone()));
+    }
+    log::info!("listening on {address} ({})", if tls.is_some() { "TLS" } else { "plain" });
+    tokio::spawn(watch(store, tls.clone()));
+    let server = Arc::new(Server {
+        health,
+        tls,
+        limits: Arc::new(Limits::new(options.address_limit(), options.machine_limit())),
+        places,
+        metrics,
+        settings: Settings { message_timeout: options.message_timeout },
+        handshake_timeout: options.handshake_timeout,
+        stop_timeout: options.stop_timeout,
+        quiet: Lines::default(),
+    });
+    server.run(listener, stop).await;
+    Ok(())
+}
+
+async fn bind(
+    wanted: SocketAddr,
+    flag: &'static str,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address: wanted, flag, source };
+    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// How many connections there may be: as many as are wanted, if the system lets the program have as many files.
+fn room_for(wanted: u32) -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let needed = (u64::from(wanted) + OTHER_FILES).min(hard);
+        if soft < needed {
+            setrlimit(Resource::RLIMIT_NOFILE, needed, hard)?;
+        }
+        Ok(soft.max(needed))
+    });
+    let wanted = wanted as usize;
+    match files {
+        Err(error) => {
+            log::warn!("the limit of open files could not be raised: {error}");
+            wanted
+        }
+        Ok(files) => {
+            let room = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX);
+            if room < wanted {
+                log::warn!(
+                    "only {room} of {wanted} connections (--max-connections): this program may have {files} files open (LimitNOFILE=, ulimit -n)"
+                );
+            }
+            room.min(wanted).max(1)
+        }
+    }
+}
+
+/// Resolves with the name of the signal that asks the server to stop.
+fn stop_signal() -> Result<impl Future<Output = &'static str>, StartError> {
+    let handler = |kind| {
+        signal(kind).map_err(|source| StartError::System { what: "catching signals", source })
+    };
+    let (mut terminate, mut interrupt) =
+        (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+/// Looks at the store and the TLS files for ever.
+async fn watch(store: Arc<Store>, tls: Option<Arc<Tls>>) {
+    let mut ticks = interval(POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let (store, tls) = (store.clone(), tls.clone());
+        let look = move || {
+            store.poll();
+            if let Some(tls) = tls {
+                tls.poll();
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(look).await {
+            log::error!("looking at the store failed: {error}");
+        }
+    }
+}
