@@ -12,6 +12,7 @@ pub mod disk;
 pub mod encrypt;
 mod error;
 pub mod exchange;
+pub mod fetch;
 mod gpt;
 pub mod handover;
 pub mod info;

@@ -5,11 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use latchkey_config::{Config, DIRS};
+use latchkey_config::cmdline::CMDLINE;
+use latchkey_config::{Config, DIRS, Local};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::BootError;
 use crate::disk::{plain_labelled, scan};
+use crate::fetch::{self, Fetcher};
 use crate::network::Changes;
 
 const LABEL: &str = "COS_OEM";
@@ -23,26 +25,39 @@ pub const BOOT_PATIENCE: Duration = Duration::from_secs(90);
 const REMINDER: Duration = Duration::from_secs(10);
 
 /// Loads the configuration of this machine; of `directories` instead of [`DIRS`] where there are any.
-/// Waits up to `patience` for COS_OEM.
+/// Waits up to `patience` for COS_OEM, and for the network if there is a `config_url`.
 ///
 /// # Errors
 /// [`BootError::Config`]; a configuration that is nowhere to be found is [`BootError::Setting`]:
 /// without it nobody can say which mode is meant, and a guess could be a weaker one.
 pub fn load(directories: &[PathBuf], patience: Duration) -> Result<Config, BootError> {
-    if !directories.is_empty() || DIRS.iter().any(|directory| has_entries(Path::new(directory))) {
-        return load_mounted(directories);
-    }
-    let mounted = Mounted::wait(patience)?;
-    let config = load_mounted(directories);
-    drop(mounted);
-    config
+    let local = read_local(directories, patience)?;
+    let patience = fetch::PATIENCE.min(local.deadline() / 2);
+    let fetcher = Fetcher::until(Instant::now() + patience);
+    Ok(local.fetch(&mut |request| fetcher.get(request))?)
 }
 
-/// Loads what stands in the directories now, without waiting or mounting.
+/// COS_OEM is not kept mounted while the network comes up: something else may want to mount it.
+fn read_local(directories: &[PathBuf], patience: Duration) -> Result<Local, BootError> {
+    if !directories.is_empty() || DIRS.iter().any(|directory| has_entries(Path::new(directory))) {
+        return read_mounted(directories);
+    }
+    let mounted = Mounted::wait(patience)?;
+    let local = read_mounted(directories);
+    drop(mounted);
+    local
+}
+
+/// What stands in the directories and on the kernel command line now, without waiting, mounting or
+/// asking for a `config_url`: not enough to say how a volume is unlocked.
 ///
 /// # Errors
 /// [`BootError::Config`].
 pub fn load_mounted(directories: &[PathBuf]) -> Result<Config, BootError> {
+    Ok(read_mounted(directories)?.alone()?)
+}
+
+fn read_mounted(directories: &[PathBuf]) -> Result<Local, BootError> {
     let given: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
     if let Some(missing) = given.iter().find(|directory| !directory.is_dir()) {
         return Err(BootError::Setting(format!(
@@ -51,7 +66,14 @@ pub fn load_mounted(directories: &[PathBuf]) -> Result<Config, BootError> {
         )));
     }
     let standard = DIRS.map(Path::new);
-    Ok(latchkey_config::load(if given.is_empty() { &standard } else { &given })?)
+    let cmdline = read_cmdline()?;
+    Ok(Local::read(if given.is_empty() { &standard } else { &given }, &cmdline)?)
+}
+
+fn read_cmdline() -> Result<String, BootError> {
+    let bytes = fs::read(CMDLINE).map_err(BootError::io(format!("read {CMDLINE}")))?;
+    // Somebody else's word may be in any encoding; ours are ASCII.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn has_entries(directory: &Path) -> bool {

@@ -7,18 +7,19 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use crate::cmdline::CMDLINE;
 use crate::error::{ConfigError, Place};
-use crate::settings::directory;
+use crate::keys::CERTIFICATE;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 /// A whole distribution's bundle has about 220 KiB.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-pub(crate) fn pem(value: &str, place: &Place, dirs: &[&Path]) -> Result<String, ConfigError> {
+pub(crate) fn pem(value: &str, place: &Place, roots: &[PathBuf]) -> Result<String, ConfigError> {
     let invalid = |why: String| ConfigError::Invalid {
         place: place.clone(),
-        key: "kcrypt.challenger.certificate".to_owned(),
+        key: CERTIFICATE.to_owned(),
         why,
     };
     if value.contains("-----BEGIN ") {
@@ -31,8 +32,8 @@ pub(crate) fn pem(value: &str, place: &Place, dirs: &[&Path]) -> Result<String, 
             "neither PEM text (-----BEGIN CERTIFICATE-----) nor an absolute path".to_owned(),
         ));
     }
-    let (path, bytes) = read_first(&candidates(path, place, dirs))
-        .map_err(|(path, e)| ConfigError::Unreadable { path, source: e })?;
+    let (path, bytes) = read_first(&candidates(path, place, roots))
+        .map_err(|(path, e)| invalid(format!("cannot read {}: {e}", path.display())))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| invalid(format!("{} is not PEM text", path.display())))?;
     check(&text).map_err(|why| invalid(format!("{}: {why}", path.display())))?;
@@ -40,12 +41,13 @@ pub(crate) fn pem(value: &str, place: &Place, dirs: &[&Path]) -> Result<String, 
 }
 
 /// The path as written; and since the initramfs sees /oem under another name, the same file below the directory that the
-/// setting was found in.
-fn candidates(path: &str, place: &Place, dirs: &[&Path]) -> Vec<PathBuf> {
+/// setting was found in. The command line is in none of them, so there each directory counts.
+fn candidates(path: &str, place: &Place, roots: &[PathBuf]) -> Vec<PathBuf> {
     let mut candidates = vec![PathBuf::from(path)];
     if let Some(below) = path.strip_prefix("/oem/") {
-        let root = dirs.iter().find(|dir| directory(place).starts_with(dir));
-        candidates.extend(root.map(|root| root.join(below)));
+        let own = roots.iter().find(|root| place.file.starts_with(root));
+        let all = roots.iter().filter(|_| own.is_none() && *place.file == *Path::new(CMDLINE));
+        candidates.extend(own.into_iter().chain(all).map(|root| root.join(below)));
     }
     candidates
 }

@@ -1,5 +1,8 @@
 //! The kernel command line: its words, and what they say about the system that was booted (protocols/kcrypt.md §6.6).
 
+/// Where the running kernel's is.
+pub const CMDLINE: &str = "/proc/cmdline";
+
 /// Labels of an installed system's images, wherever in a word they stand; `kairos.ram` runs the installed one from memory.
 const INSTALLED: [&str; 5] =
     ["COS_ACTIVE", "COS_PASSIVE", "COS_RECOVERY", "COS_SYSTEM", "kairos.ram"];

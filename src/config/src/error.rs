@@ -58,6 +58,22 @@ pub enum ConfigError {
     )]
     Merge { key: String, first: Place, known: &'static str, second: Place, found: &'static str },
 
+    #[error(
+        "{place}: config_url: {url}: {why}. Without it no key server is configured, and that none is meant is not for this program to guess: make the document reachable, or write kcrypt.challenger.challenger_server into a local file or on the kernel command line (\"\" for none)"
+    )]
+    NotFetched { place: Place, url: String, why: String },
+
+    #[error(
+        "the configuration is not complete, and nothing is made from a part of it: config_url: {document}. Make it reachable, or take config_url out"
+    )]
+    Incomplete { document: String },
+
+    #[error(
+        "{}: {limit} bytes or more, which Kairos does not read, and line {line} holds settings of {key}; move them to a file of their own",
+        path.display()
+    )]
+    TooLarge { path: PathBuf, line: usize, key: &'static str, limit: usize },
+
     #[error("{place}: {key} needs {missing} as well")]
     Missing { place: Place, key: String, missing: &'static str },
 }

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::ConfigError;
+use crate::keys;
 
-/// Files of this size and more are skipped, as Kairos does.
-const MAX_FILE_BYTES: u64 = 2 * 1024 * 1024;
+/// Files of this size and more are not read, as Kairos does.
+pub(crate) const MAX_FILE_BYTES: usize = 2 * 1024 * 1024;
 /// The header has to stand in one of the first so many lines.
 const HEADER_LINES: usize = 10;
 const HEADERS: [&[u8]; 3] = [b"#cloud-config", b"#kairos-config", b"#node-config"];
@@ -25,9 +27,36 @@ pub(crate) struct Source {
 /// The cloud-config files below `dir` in lexical order; none if there is no such directory.
 pub(crate) fn read_all(dir: &Path) -> Result<Vec<Source>, ConfigError> {
     let mut sources = Vec::new();
+    if !is_trustworthy(dir)? {
+        log::warn!(
+            "{}: not read, because others than root may have written it; it is in a directory for everybody",
+            dir.display()
+        );
+        return Ok(sources);
+    }
     let mut entries = 0;
     walk(dir, MAX_DEPTH, &mut entries, &mut sources)?;
     Ok(sources)
+}
+
+/// Below /tmp anybody can make a directory of any name. What is there counts if root or whoever we run as made it, and
+/// nobody else can write to it.
+fn is_trustworthy(dir: &Path) -> Result<bool, ConfigError> {
+    const OTHERS_WRITE: u32 = 0o022;
+    const STICKY: u32 = 0o1000;
+    let metadata = match fs::symlink_metadata(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
+        metadata => metadata.map_err(|e| unreadable(dir, e))?,
+    };
+    let for_everybody = dir
+        .parent()
+        .and_then(|parent| fs::metadata(parent).ok())
+        .is_some_and(|parent| parent.mode() & STICKY != 0);
+    let ourselves = fs::metadata("/proc/self").map_or(0, |process| process.uid());
+    Ok(!for_everybody
+        || metadata.is_dir()
+            && metadata.mode() & OTHERS_WRITE == 0
+            && [0, ourselves].contains(&metadata.uid()))
 }
 
 fn walk(
@@ -79,21 +108,54 @@ fn read(path: PathBuf) -> Result<Option<Source>, ConfigError> {
     }
     let mut bytes = Vec::new();
     File::open(&path)
-        .and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes))
+        .and_then(|file| file.take(MAX_FILE_BYTES as u64).read_to_end(&mut bytes))
         .map_err(|e| unreadable(&path, e))?;
-    if metadata.len().max(bytes.len() as u64) >= MAX_FILE_BYTES {
-        log::warn!("{}: skipped, {MAX_FILE_BYTES} bytes or more", path.display());
-        return Ok(None);
+    if bytes.len() < MAX_FILE_BYTES {
+        return Source::of_bytes(path, bytes);
     }
-    if !has_header(&bytes) {
-        return Ok(None);
+    if has_header(&bytes) {
+        refuse_ours(&path, &bytes)?;
+        log::warn!(
+            "{}: not read, {MAX_FILE_BYTES} bytes or more; Kairos does not read it either",
+            path.display()
+        );
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Some(Source { path, text })),
-        Err(e) => {
-            let valid = e.as_bytes().get(..e.utf8_error().valid_up_to()).unwrap_or_default();
-            let line = valid.iter().filter(|byte| **byte == b'\n').count().saturating_add(1);
-            Err(ConfigError::Syntax { path, line, column: 1, message: "not UTF-8".to_owned() })
+    Ok(None)
+}
+
+/// What is too large is nobody's configuration, but somebody may have meant it to be ours.
+fn refuse_ours(path: &Path, bytes: &[u8]) -> Result<(), ConfigError> {
+    let ours = |line: &[u8]| {
+        keys::names_in("").find(|key| {
+            line.strip_prefix(key.as_bytes())
+                .is_some_and(|rest| rest.trim_ascii_start().starts_with(b":"))
+        })
+    };
+    // `install` is in every installer's file, and most of it is none of our business.
+    let found = (1..)
+        .zip(bytes.split(|byte| *byte == b'\n'))
+        .find_map(|(line, text)| ours(text).filter(|key| *key != "install").map(|key| (line, key)));
+    match found {
+        Some((line, key)) => {
+            Err(ConfigError::TooLarge { path: path.to_owned(), line, key, limit: MAX_FILE_BYTES })
+        }
+        None => Ok(()),
+    }
+}
+
+impl Source {
+    /// Nothing if no header says that it is cloud-config.
+    pub(crate) fn of_bytes(path: PathBuf, bytes: Vec<u8>) -> Result<Option<Self>, ConfigError> {
+        if !has_header(&bytes) {
+            return Ok(None);
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(Self { path, text })),
+            Err(e) => {
+                let valid = e.as_bytes().get(..e.utf8_error().valid_up_to()).unwrap_or_default();
+                let line = valid.iter().filter(|byte| **byte == b'\n').count().saturating_add(1);
+                Err(ConfigError::Syntax { path, line, column: 1, message: "not UTF-8".to_owned() })
+            }
         }
     }
 }

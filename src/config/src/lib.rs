@@ -8,6 +8,10 @@ mod certificate;
 pub mod cmdline;
 mod error;
 mod files;
+mod keys;
+mod layer;
+mod local;
+mod overrides;
 mod prefix;
 mod settings;
 mod value;
@@ -17,14 +21,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::{ConfigError, Place};
+pub use local::{Fetch, Local, Request};
 pub use prefix::Prefix;
 pub use value::number;
 
 use settings::Settings;
 use value::Setting;
 
-/// Where cloud-config is, in the order in which it is merged: the running system, the initramfs, an earlier initramfs stage.
-pub const DIRS: [&str; 3] = ["/oem", "/sysroot/oem", "/run/cos/oem"];
+/// Where cloud-config is, in the order in which it is merged: the running system, the initramfs, and an earlier stage of it
+/// as older and as newer Kairos have it.
+pub const DIRS: [&str; 4] = ["/oem", "/sysroot/oem", "/tmp/oem", "/run/cos/oem"];
 
 /// Total time for the automatic ways of one boot.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(120);
@@ -50,8 +56,24 @@ pub struct Config {
     pub mapper: MapperNames,
     /// `latchkey.mesh`; without it no mesh identity is made.
     pub mesh: Option<Mesh>,
-    /// The cloud-config files that were read, in order. Empty: no directory, or no file with a header.
+    /// The cloud-config files that were read, in order, and the URLs. Empty: no directory, or no file with a header.
     pub sources: Vec<PathBuf>,
+    /// URLs of `config_url` that could not be fetched, each with the reason. What was to be installed may stand there.
+    pub unfetched: Vec<String>,
+}
+
+impl Config {
+    /// For whoever makes volumes and secrets: which ones, and where their keys are kept, may stand in a document that could
+    /// not be had. What is encrypted without it may be the wrong volume, and what is not stays readable.
+    ///
+    /// # Errors
+    /// [`ConfigError::Incomplete`].
+    pub fn complete(&self) -> Result<(), ConfigError> {
+        match self.unfetched.first() {
+            Some(document) => Err(ConfigError::Incomplete { document: document.clone() }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// `kcrypt.challenger`, and what newer Kairos reads directly below `kcrypt`.
@@ -121,21 +143,22 @@ pub struct Mesh {
     pub interface: String,
 }
 
-/// Reads the cloud-config files below `dirs`, in this order; a directory that is not there is none.
+/// Reads the cloud-config files below `dirs`, in this order, the documents that a `config_url` names, and the kernel command
+/// line over them. A directory that is not there is none.
 ///
 /// # Errors
-/// See [`ConfigError`]; nothing is silently left out, but files without header or of 2 MiB and more, as Kairos does.
-pub fn load(dirs: &[&Path]) -> Result<Config, ConfigError> {
-    let mut settings = Settings::default();
-    let mut sources = Vec::new();
-    for dir in dirs {
-        for source in files::read_all(dir)? {
-            settings.add(&source)?;
-            sources.push(source.path);
-        }
-    }
+/// See [`ConfigError`] and [`Local::fetch`]; nothing is silently left out.
+pub fn load(dirs: &[&Path], cmdline: &str, fetch: &mut Fetch<'_>) -> Result<Config, ConfigError> {
+    Local::read(dirs, cmdline)?.fetch(fetch)
+}
+
+fn config_of(
+    settings: &Settings,
+    sources: Vec<PathBuf>,
+    unfetched: Vec<String>,
+) -> Result<Config, ConfigError> {
     Ok(Config {
-        challenger: challenger(&settings, dirs)?,
+        challenger: challenger(settings)?,
         encrypted_partitions: match settings.get("install.encrypted_partitions") {
             Some((Setting::List(labels), _)) => labels.clone(),
             _ => Vec::new(),
@@ -144,27 +167,19 @@ pub fn load(dirs: &[&Path]) -> Result<Config, ConfigError> {
             Some((Setting::Mapper(mapper), _)) => *mapper,
             _ => MapperNames::default(),
         },
-        deadline: match settings.get("latchkey.deadline") {
-            Some((Setting::Duration(deadline), _)) => *deadline,
-            _ => DEFAULT_DEADLINE,
-        },
-        mesh: mesh(&settings)?,
+        deadline: deadline_of(settings),
+        mesh: mesh_of(settings)?,
         sources,
+        unfetched,
     })
 }
 
-fn challenger(settings: &Settings, dirs: &[&Path]) -> Result<Challenger, ConfigError> {
-    let servers = match settings.get("kcrypt.challenger.challenger_server") {
+fn challenger(settings: &Settings) -> Result<Challenger, ConfigError> {
+    let servers = match settings.get(keys::SERVERS) {
         Some((Setting::List(urls), _)) => urls.clone(),
         single => text(single).into_iter().collect(),
     };
     let mdns = mdns(settings, &servers)?;
-    let certificate = match settings.get("kcrypt.challenger.certificate") {
-        Some((Setting::Text(value), place)) if !value.is_empty() => {
-            Some(certificate::pem(value, place, dirs)?)
-        }
-        _ => None,
-    };
     Ok(Challenger {
         servers,
         protocol: match settings.get("latchkey.protocol") {
@@ -178,7 +193,7 @@ fn challenger(settings: &Settings, dirs: &[&Path]) -> Result<Challenger, ConfigE
         nv_index: handle(either(settings, "nv_index")?).unwrap_or(DEFAULT_NV_INDEX),
         c_index: handle(either(settings, "c_index")?).unwrap_or(DEFAULT_C_INDEX),
         tpm_device: text(either(settings, "tpm_device")?),
-        certificate,
+        certificate: text(settings.get(keys::CERTIFICATE)),
         mdns,
     })
 }
@@ -240,7 +255,14 @@ fn mdns(settings: &Settings, servers: &[String]) -> Result<bool, ConfigError> {
     Ok(true)
 }
 
-fn mesh(settings: &Settings) -> Result<Option<Mesh>, ConfigError> {
+fn deadline_of(settings: &Settings) -> Duration {
+    match settings.get("latchkey.deadline") {
+        Some((Setting::Duration(deadline), _)) => *deadline,
+        _ => DEFAULT_DEADLINE,
+    }
+}
+
+fn mesh_of(settings: &Settings) -> Result<Option<Mesh>, ConfigError> {
     let Some(place) = settings.mesh() else { return Ok(None) };
     let missing = |missing| ConfigError::Missing {
         place: place.clone(),

@@ -1,59 +1,14 @@
-//! The keys this project reads, and how files that set them are merged: protocols/kcrypt.md §10.1, §10.2.
+//! How sources are merged: protocols/kcrypt.md §10.2.
 //!
-//! Only known keys are merged, one by one, so that whatever others write elsewhere cannot be in the way. A file's own
-//! faults are found in that file, also where a later file would win.
+//! A later source wins; lists are united; an explicit null clears; a text over a list or the other way round is an error.
+//! What the kernel command line says replaces.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::rc::Rc;
-use std::sync::Arc;
 
 use crate::error::{ConfigError, Place};
-use crate::files::Source;
-use crate::value::{Fault, Kind, Setting};
-use crate::yaml::{self, Entry, Node};
-
-/// A mapping we read from.
-struct Branch {
-    path: &'static str,
-    /// Whose keys: ours, where an unknown key is an error; or shared with others, where only a near miss is.
-    ours: bool,
-}
-
-const BRANCHES: [Branch; 6] = [
-    Branch { path: "", ours: false },
-    Branch { path: "kcrypt", ours: false },
-    Branch { path: "kcrypt.challenger", ours: true },
-    Branch { path: "install", ours: false },
-    Branch { path: "latchkey", ours: true },
-    Branch { path: "latchkey.mesh", ours: true },
-];
-
-const LEAVES: [(&str, Kind); 18] = [
-    ("kcrypt.challenger.challenger_server", Kind::Servers),
-    ("kcrypt.challenger.mdns", Kind::Flag),
-    ("kcrypt.challenger.certificate", Kind::Certificate),
-    ("kcrypt.challenger.nv_index", Kind::NvIndex),
-    ("kcrypt.challenger.c_index", Kind::Persistent),
-    ("kcrypt.challenger.tpm_device", Kind::TpmDevice),
-    ("kcrypt.nv_index", Kind::NvIndex),
-    ("kcrypt.c_index", Kind::Persistent),
-    ("kcrypt.tpm_device", Kind::TpmDevice),
-    ("install.encrypted_partitions", Kind::Labels),
-    ("latchkey.deadline", Kind::Duration),
-    ("latchkey.protocol", Kind::Protocol),
-    ("latchkey.pcrs", Kind::Pcrs),
-    ("latchkey.mapper", Kind::Mapper),
-    ("latchkey.mesh.network", Kind::Network),
-    ("latchkey.mesh.prefix", Kind::Prefix),
-    ("latchkey.mesh.port", Kind::Port),
-    ("latchkey.mesh.interface", Kind::Interface),
-];
-
-/// Edits (insert, delete, replace, swap) that still look like a typing error in a mapping shared with others.
-const NEAR: usize = 2;
-/// At the top, where cloud-init, Kairos and everybody else have their keys, only a single one does.
-const NEAR_AT_TOP: usize = 1;
+use crate::keys::{self, CONFIG_URL, MESH};
+use crate::layer::{Change, Layer, Statement};
+use crate::value::Setting;
 
 /// Settings by dotted key, each with the place that set it last.
 #[derive(Debug, Default)]
@@ -63,15 +18,20 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Merges one file over what is there.
-    pub(crate) fn add(&mut self, source: &Source) -> Result<(), ConfigError> {
-        let file = Arc::new(source.path.clone());
-        let documents = yaml::parse(&source.text, &source.path, &|key| concerns_us(key))?;
-        let mut documents = documents.iter();
-        if let Some(root) = documents.next() {
-            self.branch("", root, &Place { file: Arc::clone(&file), line: root.line })?;
+    /// Merges one source over what is there.
+    pub(crate) fn merge(&mut self, layer: &Layer) -> Result<(), ConfigError> {
+        layer.statements.iter().try_for_each(|statement| self.apply(statement.clone()))
+    }
+
+    /// Puts one source in the place of what is there, as far as it says something.
+    pub(crate) fn overrule(&mut self, layer: &Layer) -> Result<(), ConfigError> {
+        for Statement { key, .. } in &layer.statements {
+            self.leaves.remove(key);
+            if let Some(twin) = keys::twin(key) {
+                self.leaves.remove(twin.as_str());
+            }
         }
-        documents.try_for_each(|root| ignored_document(root, &file))
+        self.merge(layer)
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<(&Setting, &Place)> {
@@ -83,121 +43,32 @@ impl Settings {
         self.mesh.as_ref()
     }
 
-    fn branch(
-        &mut self,
-        path: &'static str,
-        node: &Node,
-        place: &Place,
-    ) -> Result<(), ConfigError> {
-        if node.is_null() {
-            self.clear(path, place);
-            return Ok(());
-        }
-        let wrong_type = |expected| ConfigError::WrongType {
-            place: place.clone(),
-            key: if path.is_empty() { "the whole file".to_owned() } else { path.to_owned() },
-            expected,
-            found: node.kind(),
-        };
-        let entries = yaml::entries(node).ok_or_else(|| wrong_type("a mapping of keys"))?;
-        if path == "latchkey.mesh" {
-            self.mesh = Some(place.clone());
-        }
-        for (index, entry) in entries.iter().enumerate() {
-            let place = Place { file: Arc::clone(&place.file), line: entry.line };
-            let Some(name) = &entry.key else {
-                refuse_unknown(path, "?", entry, &place)?;
-                continue;
-            };
-            let full = join(path, name);
-            let branch = BRANCHES.iter().find(|branch| branch.path == full);
-            let leaf = LEAVES.iter().find(|(leaf, _)| *leaf == full);
-            if branch.is_none() && leaf.is_none() {
-                refuse_unknown(path, name, entry, &place)?;
-                continue;
+    fn apply(&mut self, Statement { key, change, place }: Statement) -> Result<(), ConfigError> {
+        match change {
+            Change::Set(_) if key == CONFIG_URL => {} // of its own source only
+            Change::Set(setting) => {
+                let merged = match self.leaves.remove(key) {
+                    Some((known, first)) => merged(key, known, first, setting, &place)?,
+                    None => once(setting),
+                };
+                if self.mesh.is_none() && key.starts_with(MESH) {
+                    self.mesh = Some(place.clone());
+                }
+                self.leaves.insert(key, (merged, place));
             }
-            if entries.iter().take(index).any(|earlier| earlier.key.as_ref() == Some(name)) {
-                return Err(ConfigError::Duplicate { place, key: full });
-            }
-            match (branch, leaf) {
-                (Some(branch), _) => self.branch(branch.path, &entry.value, &place)?,
-                (None, Some((leaf, kind))) => self.leaf(leaf, *kind, &entry.value, place)?,
-                (None, None) => {}
-            }
+            Change::Open => self.mesh = Some(place),
+            Change::Clear => self.clear(key, &place),
         }
         Ok(())
     }
 
-    fn leaf(
-        &mut self,
-        key: &'static str,
-        kind: Kind,
-        node: &Rc<Node>,
-        place: Place,
-    ) -> Result<(), ConfigError> {
-        if node.is_null() {
-            self.clear(key, &place);
-            return Ok(());
-        }
-        let setting = kind.read(node).map_err(|fault| match fault {
-            Fault::WrongType { expected } => ConfigError::WrongType {
-                place: place.clone(),
-                key: key.to_owned(),
-                expected,
-                found: node.kind(),
-            },
-            Fault::Invalid(why) => {
-                ConfigError::Invalid { place: place.clone(), key: key.to_owned(), why }
-            }
-        })?;
-        let merged = match (self.leaves.remove(key), setting) {
-            (Some((Setting::List(mut known), _)), Setting::List(more)) => {
-                unite(&mut known, more);
-                Setting::List(known)
-            }
-            (Some((Setting::Pcrs(mut known), _)), Setting::Pcrs(more)) => {
-                known.extend(more);
-                known.sort_unstable();
-                known.dedup();
-                Setting::Pcrs(known)
-            }
-            (Some((known @ (Setting::List(_) | Setting::Text(_)), first)), setting)
-                if known.kind() != setting.kind() =>
-            {
-                return Err(ConfigError::Merge {
-                    key: key.to_owned(),
-                    first,
-                    known: known.kind(),
-                    second: place,
-                    found: setting.kind(),
-                });
-            }
-            (_, Setting::List(texts)) => {
-                let mut once = Vec::new();
-                unite(&mut once, texts);
-                Setting::List(once)
-            }
-            (_, setting) => setting,
-        };
-        self.leaves.insert(key, (merged, place));
-        Ok(())
-    }
-
-    /// An explicit null takes away what earlier files said (protocols/kcrypt.md §10.2).
     fn clear(&mut self, path: &str, place: &Place) {
         let below = |key: &str| {
-            path.is_empty()
-                || key
-                    .strip_prefix(path)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        // A file of comments only is a null at the top. It says nothing, so it clears nothing.
-        if path.is_empty() {
-            return;
-        }
         let before = self.leaves.len();
         self.leaves.retain(|key, _| !below(key));
-        if below("latchkey.mesh") {
+        if below(MESH) {
             self.mesh = None;
         }
         if self.leaves.len() < before {
@@ -206,86 +77,44 @@ impl Settings {
     }
 }
 
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
-}
-
-fn unite(known: &mut Vec<String>, more: Vec<String>) {
-    for text in more {
-        if !known.contains(&text) {
-            known.push(text);
-        }
+fn merged(
+    key: &str,
+    known: Setting,
+    first: Place,
+    setting: Setting,
+    place: &Place,
+) -> Result<Setting, ConfigError> {
+    if known.kind() != setting.kind() {
+        return Err(ConfigError::Merge {
+            key: key.to_owned(),
+            first,
+            known: known.kind(),
+            second: place.clone(),
+            found: setting.kind(),
+        });
     }
-}
-
-/// The names that may stand in a mapping.
-fn names_in(path: &str) -> impl Iterator<Item = &'static str> {
-    let keys = BRANCHES.iter().map(|branch| branch.path).chain(LEAVES.iter().map(|(key, _)| *key));
-    keys.filter(|key| !key.is_empty()).filter_map(move |key| match key.rsplit_once('.') {
-        Some((parent, name)) => (parent == path).then_some(name),
-        None => path.is_empty().then_some(key),
+    Ok(match (known, setting) {
+        (Setting::List(known), Setting::List(more)) => {
+            once(Setting::List(known.into_iter().chain(more).collect()))
+        }
+        (Setting::Pcrs(known), Setting::Pcrs(more)) => {
+            let mut both: Vec<u8> = known.into_iter().chain(more).collect();
+            both.sort_unstable();
+            both.dedup();
+            Setting::Pcrs(both)
+        }
+        (_, setting) => setting,
     })
 }
 
-fn nearest(path: &str, name: &str) -> Option<(&'static str, usize)> {
-    let flat = |name: &str| name.to_lowercase().replace(['-', '_', ' '], "");
-    names_in(path)
-        .map(|known| {
-            let distance = strsim::osa_distance(known, name);
-            // A difference in case and hyphens only is the likeliest typing error of all.
-            (known, if flat(known) == flat(name) { distance.min(1) } else { distance })
-        })
-        .min_by_key(|(_, distance)| *distance)
-}
-
-fn refuse_unknown(
-    path: &'static str,
-    name: &str,
-    entry: &Entry,
-    place: &Place,
-) -> Result<(), ConfigError> {
-    let ours = BRANCHES.iter().any(|branch| branch.path == path && branch.ours);
-    let limit = match path {
-        "" if entry.value.kind() != "a mapping" => return Ok(()),
-        "" => NEAR_AT_TOP,
-        _ => NEAR,
-    };
-    let near =
-        nearest(path, name).filter(|(_, distance)| *distance <= limit).map(|(known, _)| known);
-    // Half a name (`server`) is worth a suggestion, but is no near miss in a mapping of others.
-    let part = || names_in(path).find(|known| ours && name.len() > 3 && known.contains(name));
-    let nearest = near.or_else(part).map(|known| join(path, known));
-    if ours || nearest.is_some() {
-        return Err(ConfigError::UnknownKey {
-            place: place.clone(),
-            key: join(path, name),
-            nearest,
-        });
-    }
-    Ok(())
-}
-
-/// Whether a top-level key is ours or may have been meant to be.
-fn concerns_us(key: &str) -> bool {
-    nearest("", key).is_some_and(|(_, distance)| distance <= NEAR_AT_TOP)
-}
-
-/// Kairos reads the first document of a file only; settings in another would be silently without effect.
-fn ignored_document(root: &Node, file: &Arc<std::path::PathBuf>) -> Result<(), ConfigError> {
-    let ours = |name: &&str| names_in("").any(|known| known == *name);
-    let entries = yaml::entries(root).unwrap_or_default();
-    let found = entries.iter().find_map(|entry| {
-        entry.key.as_deref().filter(ours).map(|key| (key.to_owned(), entry.line))
-    });
-    match found {
-        Some((key, line)) => {
-            Err(ConfigError::SecondDocument { place: Place { file: Arc::clone(file), line }, key })
+/// A list with each of its texts once, where it stands first.
+fn once(setting: Setting) -> Setting {
+    let Setting::List(texts) = setting else { return setting };
+    let mut once = Vec::with_capacity(texts.len());
+    for text in texts {
+        if !once.contains(&text) {
+            once.push(text);
         }
-        None => Ok(()),
     }
-}
-
-/// Directory of the file a place is in.
-pub(crate) fn directory(place: &Place) -> &Path {
-    place.file.parent().unwrap_or(Path::new("/"))
+    Setting::List(once)
 }

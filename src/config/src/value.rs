@@ -9,6 +9,8 @@ use crate::{MapperNames, Protocol};
 /// What a setting is, and with it what it must look like.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
+    /// URL of a document that continues the one it stands in.
+    ConfigUrl,
     /// URL of a key server, or a list of them.
     Servers,
     /// NV index: TPM 2.0 Library Part 2 §7.2, handle type 0x01.
@@ -76,6 +78,7 @@ const MAX_PCR: u8 = 15;
 impl Kind {
     pub(crate) fn read(self, node: &Node) -> Result<Setting, Fault> {
         match self {
+            Self::ConfigUrl => config_url(string(node, "a URL")?).map(Setting::Text),
             Self::Servers => servers(node),
             Self::NvIndex => handle(node, 0x01, "NV index").map(Setting::Handle),
             Self::Persistent => handle(node, 0x81, "persistent").map(Setting::Handle),
@@ -197,26 +200,38 @@ fn server(text: &str) -> Result<String, Fault> {
     if text.is_empty() {
         return Ok(String::new());
     }
-    let form = "as in https://kms.example.org:8082";
+    url(text, &["http", "https", "ws", "wss"], "as in https://kms.example.org:8082")
+}
+
+/// Newer Kairos evaluates templates in it; here it is one that cannot be fetched.
+fn config_url(text: &str) -> Result<String, Fault> {
+    if text.is_empty() || text.contains("{{") {
+        return Ok(text.to_owned());
+    }
+    url(text, &["http", "https"], "as in https://example.org/node.yaml")
+}
+
+/// A URL (RFC 3986) without user and fragment. What is wrong is told without the parts that may hold a secret.
+fn url(text: &str, schemes: &[&str], form: &str) -> Result<String, Fault> {
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return invalid(format!("{text:?} has white space in it; write a URL {form}"));
+        return invalid(format!("there is white space in the URL; write one {form}"));
     }
     let Some((scheme, rest)) = text.split_once("://") else {
-        return invalid(format!(
-            "{text:?} has no scheme; write http, https, ws or wss in front {form}"
-        ));
+        let schemes = schemes.join(" or ");
+        return invalid(format!("the URL has no scheme; write {schemes} in front {form}"));
     };
-    if !["http", "https", "ws", "wss"].contains(&scheme.to_ascii_lowercase().as_str()) {
+    if !schemes.contains(&scheme.to_ascii_lowercase().as_str()) {
         return invalid(format!(
-            "{scheme:?} is no scheme of a key server; use http, https, ws or wss"
+            "the URL's scheme is none of {}; write one {form}",
+            schemes.join(", ")
         ));
     }
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if rest.contains('#') {
-        return invalid("a URL of a server has no #fragment");
-    }
     if authority.contains('@') {
         return invalid("user and password in the URL are never sent; take them out");
+    }
+    if rest.contains('#') {
+        return invalid("a URL that is asked for has no #fragment");
     }
     match host_and_port(authority) {
         Some(_) => Ok(text.to_owned()),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use latchkey_config::{Challenger, Config, ConfigError, MapperNames, Protocol, load};
+use latchkey_config::{Challenger, Config, ConfigError, MapperNames, Protocol, Request};
 use tempfile::TempDir;
 
 const CERTIFICATE: &str =
@@ -20,6 +20,11 @@ fn oem(files: &[(&str, &str)]) -> TempDir {
         fs::write(path, text).unwrap();
     }
     dir
+}
+
+/// The files below these directories, with nothing on the kernel command line and no network.
+fn load(dirs: &[&Path]) -> Result<Config, ConfigError> {
+    latchkey_config::load(dirs, "", &mut |_: &Request<'_>| Err("no network".to_owned()))
 }
 
 fn load_files(files: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -48,6 +53,7 @@ fn defaults() -> Config {
         mapper: MapperNames::Label,
         mesh: None,
         sources: vec![],
+        unfetched: vec![],
     }
 }
 
@@ -179,6 +185,44 @@ fn files_of_two_mebibytes_are_skipped_and_smaller_ones_are_read() {
             "{len}"
         );
     }
+}
+
+/// Kairos does not read it, and so would silently choose another mode.
+#[test]
+fn a_file_that_is_too_large_is_refused_if_it_holds_settings_of_ours() {
+    let fill = format!("# {}\n", "x".repeat(2 * 1024 * 1024));
+    for (text, ours) in [
+        ("kcrypt: {challenger: {challenger_server: 'http://a'}}", true),
+        ("latchkey : {deadline: 5s}", true),
+        ("config_url: http://a", true),
+        ("install: {auto: true}", false),
+        ("stages: {}\n# kcrypt: not", false),
+        ("a:\n  kcrypt: x", false),
+    ] {
+        let file = format!("#cloud-config\n{text}\n{fill}");
+        match load_files(&[("a.yaml", &file)]) {
+            Err(ConfigError::TooLarge { line: 2, .. }) => assert!(ours, "{text}"),
+            other => assert!(!ours && other.unwrap().sources.is_empty(), "{text}"),
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_anybody_may_have_made_is_not_believed() {
+    use std::os::unix::fs::PermissionsExt;
+    let tmp = tempfile::tempdir().unwrap();
+    fs::set_permissions(tmp.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    let oem = tmp.path().join("oem");
+    fs::create_dir(&oem).unwrap();
+    fs::write(oem.join("a.yaml"), "#cloud-config\ninstall: {encrypted_partitions: [A]}").unwrap();
+    let read = |mode: u32| {
+        fs::set_permissions(&oem, fs::Permissions::from_mode(mode)).unwrap();
+        load(&[&oem]).unwrap().sources.len()
+    };
+    assert_eq!((read(0o755), read(0o775), read(0o777), read(0o700)), (1, 0, 0, 1));
+    let link = tmp.path().join("link");
+    std::os::unix::fs::symlink(&oem, &link).unwrap();
+    assert_eq!(load(&[&link]).unwrap().sources.len(), 0);
 }
 
 #[test]

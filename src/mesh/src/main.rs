@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
-use latchkey_config::{DIRS, Mesh};
+use latchkey_config::cmdline::CMDLINE;
+use latchkey_config::{DIRS, Local, Mesh};
 use latchkey_mesh::agent;
 use latchkey_mesh::error::{Error, Result};
 use latchkey_mesh::handover::{self, HandOver};
@@ -91,7 +92,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
     let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
-    latchkey_config::load(&directories)?.mesh.ok_or(Error::NotConfigured)
+    // The mesh of the command line and the files: after boot, no config_url is asked for any more.
+    let cmdline = std::fs::read(CMDLINE).unwrap_or_default();
+    let local = Local::read(&directories, &String::from_utf8_lossy(&cmdline))?;
+    local.mesh()?.ok_or(Error::NotConfigured)
 }
 
 fn take_down(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {

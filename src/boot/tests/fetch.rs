@@ -1,0 +1,96 @@
+//! `config_url` over a real connection: what is asked, what is followed, and what ends it.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use kcrypt_discovery_challenger::fetch::Fetcher;
+use latchkey_config::Request;
+
+/// A server that gives each connection the next of these answers, and tells what it was asked.
+fn serve(answers: Vec<String>) -> (String, Receiver<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (sender, asked) = channel();
+    std::thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            sender.send(request(&stream)).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (address, asked)
+}
+
+fn request(stream: &TcpStream) -> Vec<String> {
+    let lines = BufReader::new(stream).lines().map(Result::unwrap);
+    lines.take_while(|line| !line.is_empty()).collect()
+}
+
+fn get(url: &str, patience: Duration) -> Result<Vec<u8>, String> {
+    let request = Request { url, certificate: None, max_bytes: 100 };
+    Fetcher::until(Instant::now() + patience).get(&request)
+}
+
+const ENOUGH: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_document_is_asked_for_by_its_path_and_query_and_redirections_are_followed() {
+    let (address, asked) = serve(vec![
+        "HTTP/1.1 301 Moved\r\nLocation: /b?c=d\r\n\r\n".into(),
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".into(),
+    ]);
+    let document = get(&format!("http://{address}/a.yaml?token=x"), ENOUGH).unwrap();
+    assert_eq!(document, b"hello");
+    let host = format!("Host: {address}");
+    for target in ["/a.yaml?token=x", "/b?c=d"] {
+        let lines = asked.recv().unwrap();
+        assert_eq!(lines.first().unwrap(), &format!("GET {target} HTTP/1.1"));
+        assert!(lines.contains(&host) && lines.contains(&"Connection: close".to_owned()));
+    }
+}
+
+#[test]
+fn a_servers_trouble_is_waited_out_and_a_clear_no_is_not() {
+    let (address, asked) = serve(vec![
+        "HTTP/1.1 503 Not yet\r\n\r\n".into(),
+        String::new(), // hangs up
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".into(),
+        "HTTP/1.1 404 No\r\n\r\n".into(),
+    ]);
+    let url = format!("http://{address}/");
+    assert_eq!(get(&url, ENOUGH).unwrap(), b"ok");
+    assert_eq!(get(&url, ENOUGH).unwrap_err(), "the server answers 404");
+    assert_eq!(asked.iter().count(), 4);
+}
+
+#[test]
+fn what_cannot_be_a_document_ends_it_at_once() {
+    let long = format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(101));
+    let around = "HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n".to_owned();
+    for (answers, why) in [
+        (vec![long], "more than 100 bytes"),
+        (vec!["SSH-2.0-x\r\n\r\n".to_owned()], "no HTTP/1 status line"),
+        (vec!["HTTP/1.1 302 Found\r\nLocation: file:///etc/shadow\r\n\r\n".into()], "redirection"),
+        (vec!["HTTP/1.1 302 Found\r\n\r\n".into()], "302"),
+        (vec![around; 6], "more than 5 redirections"),
+    ] {
+        let (address, _asked) = serve(answers);
+        let error = get(&format!("http://{address}/"), ENOUGH).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+/// Upstream's fetch hangs here for ever.
+#[test]
+fn a_server_that_accepts_and_says_nothing_ends_at_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let error = get(&url, Duration::from_secs(2)).unwrap_err();
+    assert!(error.contains("no answer"), "{error}");
+    // And one that nobody listens for.
+    drop(listener);
+    assert!(get(&url, Duration::from_secs(2)).is_err());
+}

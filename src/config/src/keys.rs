@@ -1,0 +1,102 @@
+//! The keys this project reads and how a name that is nearly one of them is told: protocols/kcrypt.md §10.1.
+
+use crate::value::Kind;
+
+/// A mapping we read from.
+pub(crate) struct Branch {
+    pub(crate) path: &'static str,
+    /// Whose keys: ours, where an unknown key is an error; or shared with others, where only a near miss is.
+    pub(crate) ours: bool,
+}
+
+pub(crate) const BRANCHES: [Branch; 6] = [
+    Branch { path: "", ours: false },
+    Branch { path: "kcrypt", ours: false },
+    Branch { path: "kcrypt.challenger", ours: true },
+    Branch { path: "install", ours: false },
+    Branch { path: "latchkey", ours: true },
+    Branch { path: "latchkey.mesh", ours: true },
+];
+
+pub(crate) const SERVERS: &str = "kcrypt.challenger.challenger_server";
+pub(crate) const CERTIFICATE: &str = "kcrypt.challenger.certificate";
+pub(crate) const MESH: &str = "latchkey.mesh";
+pub(crate) const CONFIG_URL: &str = "config_url";
+
+pub(crate) const LEAVES: [(&str, Kind); 19] = [
+    (CONFIG_URL, Kind::ConfigUrl),
+    (SERVERS, Kind::Servers),
+    ("kcrypt.challenger.mdns", Kind::Flag),
+    (CERTIFICATE, Kind::Certificate),
+    ("kcrypt.challenger.nv_index", Kind::NvIndex),
+    ("kcrypt.challenger.c_index", Kind::Persistent),
+    ("kcrypt.challenger.tpm_device", Kind::TpmDevice),
+    ("kcrypt.nv_index", Kind::NvIndex),
+    ("kcrypt.c_index", Kind::Persistent),
+    ("kcrypt.tpm_device", Kind::TpmDevice),
+    ("install.encrypted_partitions", Kind::Labels),
+    ("latchkey.deadline", Kind::Duration),
+    ("latchkey.protocol", Kind::Protocol),
+    ("latchkey.pcrs", Kind::Pcrs),
+    ("latchkey.mapper", Kind::Mapper),
+    ("latchkey.mesh.network", Kind::Network),
+    ("latchkey.mesh.prefix", Kind::Prefix),
+    ("latchkey.mesh.port", Kind::Port),
+    ("latchkey.mesh.interface", Kind::Interface),
+];
+
+/// Edits (insert, delete, replace, swap) that still look like a typing error in a mapping shared with others.
+pub(crate) const NEAR: usize = 2;
+/// At the top, where cloud-init, Kairos and everybody else have their keys, only a single one does.
+pub(crate) const NEAR_AT_TOP: usize = 1;
+
+pub(crate) fn branch(path: &str) -> Option<&'static Branch> {
+    BRANCHES.iter().find(|branch| branch.path == path)
+}
+
+pub(crate) fn leaf(path: &str) -> Option<(&'static str, Kind)> {
+    LEAVES.iter().find(|(leaf, _)| *leaf == path).copied()
+}
+
+pub(crate) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// The same setting in the other of its two places: older Kairos reads it below `kcrypt.challenger`, newer below `kcrypt`.
+pub(crate) fn twin(key: &str) -> Option<String> {
+    let (parent, name) = key.rsplit_once('.')?;
+    if !["nv_index", "c_index", "tpm_device"].contains(&name) {
+        return None;
+    }
+    match parent {
+        "kcrypt" => Some(format!("kcrypt.challenger.{name}")),
+        "kcrypt.challenger" => Some(format!("kcrypt.{name}")),
+        _ => None,
+    }
+}
+
+/// The names that may stand in a mapping.
+pub(crate) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {
+    let keys = BRANCHES.iter().map(|branch| branch.path).chain(LEAVES.iter().map(|(key, _)| *key));
+    keys.filter(|key| !key.is_empty()).filter_map(move |key| match key.rsplit_once('.') {
+        Some((parent, name)) => (parent == path).then_some(name),
+        None => path.is_empty().then_some(key),
+    })
+}
+
+/// The name in a mapping that is the least edits away, and how many.
+pub(crate) fn nearest(path: &str, name: &str) -> Option<(&'static str, usize)> {
+    names_in(path).map(|known| (known, distance(known, name))).min_by_key(|(_, distance)| *distance)
+}
+
+/// Whether a top-level key is ours or may have been meant to be.
+pub(crate) fn concerns_us(key: &str) -> bool {
+    nearest("", key).is_some_and(|(_, distance)| distance <= NEAR_AT_TOP)
+}
+
+pub(crate) fn distance(known: &str, name: &str) -> usize {
+    let distance = strsim::osa_distance(known, name);
+    let flat = |name: &str| name.to_lowercase().replace(['-', '_', ' '], "");
+    // A difference in case and hyphens only is the likeliest typing error of all.
+    if flat(known) == flat(name) { distance.min(1) } else { distance }
+}
