@@ -37,6 +37,7 @@ pub fn run(
     options: &Options,
     show: &mut dyn FnMut(&str, &str) -> Result<(), BootError>,
 ) -> Result<(), BootError> {
+    config.complete()?;
     let labels =
         if options.labels.is_empty() { unlock::labels(config) } else { options.labels.clone() };
     if options.device.is_some() && labels.len() != 1 {

@@ -55,6 +55,7 @@ fn passphrase(directories: &[PathBuf]) -> Result<Passphrase, BootError> {
         if query.is_luks {
             source.release(&partition, deadline, &steps)
         } else {
+            config.complete()?;
             source.enrol(&partition, deadline, &steps)
         }
     })
