@@ -178,14 +178,13 @@ where
             (None, (None, Ending::new(Ended::Unauthenticated, failure.reason(), why)))
         }
         Ok(pubhash) => {
-            let snapshot = store.snapshot();
+            let decision = store.read(|snapshot| match endpoint {
+                Endpoint::GetPass => decision::get(snapshot, &pubhash, &facts),
+                Endpoint::PostPass => decision::post(snapshot, &pubhash, &facts),
+            });
             let concluded = match endpoint {
-                Endpoint::GetPass => {
-                    get(&mut peer, decision::get(&snapshot, &pubhash, &facts)).await
-                }
-                Endpoint::PostPass => {
-                    post(&mut peer, store, decision::post(&snapshot, &pubhash, &facts)).await
-                }
+                Endpoint::GetPass => get(&mut peer, decision).await,
+                Endpoint::PostPass => post(&mut peer, store, decision).await,
             };
             (Some(pubhash), concluded)
         }

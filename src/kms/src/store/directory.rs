@@ -1,45 +1,41 @@
-//! Reading the directory, noticing changes, adding Secrets (see the layout in the parent module).
+//! Reading the directory, noticing changes, and changing it (see the layout in the parent module).
 
 use std::{
-    collections::BTreeMap,
-    ffi::OsStr,
-    fs::{self, File, OpenOptions},
+    collections::{BTreeMap, HashMap},
+    fs::{self, File, TryLockError},
     hash::{DefaultHasher, Hash, Hasher},
-    io::{self, Read as _, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, Instant},
 };
 
-use latchkey_wire::manifest::{self, Manifests, Secret};
-use nix::fcntl::OFlag;
-use zeroize::Zeroizing;
+use latchkey_wire::manifest::{self, Manifests, ObjectName, SEALED_VOLUME, SealedVolume, Secret};
 
 use super::{
-    CreateError, Status,
-    snapshot::{ReadSecret, Snapshot, Source},
+    CreateError, EditError, Status,
+    file::{self, Read, Stamp},
+    snapshot::{ObjectKey, ReadSecret, Snapshot, Unreadable},
+    watch::{Changed, Watch},
 };
 
-/// How our half-written files begin.
-const TEMPORARY: &str = ".latchkey-new-";
-
-/// A file whose last change is younger than this when it is first read may change again without looking different
-/// (same size, same tick of the file system's clock), so it is read once more.
-const YOUNG: Duration = Duration::from_secs(2);
-
-/// Longest name of a Secret. With a namespace (63), the suffix and two dots it stays below the 255 bytes of a file name.
+/// Longest name of an object. With a namespace (63), the suffix and two dots it stays below the 255 bytes of a file name.
 const MAX_NAME: usize = 180;
+
+/// How long a change waits for another program's change of the same store.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// A directory of manifests.
 pub(crate) struct Store {
     directory: PathBuf,
     files: Mutex<Files>,
-    snapshot: RwLock<Arc<Snapshot>>,
-    /// How often a snapshot was made, and whether the directory could be read at the last look.
+    snapshot: RwLock<Snapshot>,
+    /// How often the snapshot was changed, and whether the directory could be read at the last look.
     generation: AtomicU64,
     readable: AtomicBool,
 }
@@ -53,11 +49,14 @@ impl std::fmt::Debug for Store {
 /// What is known about each file, by path.
 #[derive(Default)]
 struct Files {
-    known: BTreeMap<PathBuf, Known>,
+    known: HashMap<Arc<Path>, Known>,
+    /// What the snapshot holds of the files that have changed since it was made.
+    stale: BTreeMap<Arc<Path>, Option<Arc<Manifests>>>,
+    watch: Option<Watch>,
     /// The directory itself could not be read at the last poll.
     lost: bool,
     /// Contradictions between files that the log has already.
-    complaints: Vec<String>,
+    complaints: BTreeMap<ObjectKey, String>,
 }
 
 #[derive(Default)]
@@ -71,33 +70,9 @@ struct Known {
     /// What it held when it could last be read.
     good: Arc<Manifests>,
     /// Set while it cannot be read.
-    unreadable: Option<Option<Arc<Zeroizing<String>>>>,
-}
-
-/// How a file looks from outside.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        }
-    }
-
-    fn is_young(self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let modified = Duration::from_secs(self.modified.0.try_into().unwrap_or_default());
-        now < modified + YOUNG
-    }
+    unreadable: Option<Unreadable>,
+    /// Whether it has been read at all, and so is in the snapshot.
+    taken: bool,
 }
 
 /// Which changes to take.
@@ -114,7 +89,6 @@ impl Store {
     pub(crate) fn open(directory: &Path) -> io::Result<Self> {
         let directory = directory.canonicalize()?;
         fs::read_dir(&directory)?;
-        remove_leftovers(&directory);
         let store = Self {
             directory,
             files: Mutex::default(),
@@ -123,8 +97,17 @@ impl Store {
             readable: AtomicBool::new(true),
         };
         let mut files = store.lock();
+        // Another program's half-written file is no leftover.
+        match lock_directory(&store.directory) {
+            Ok(_alone) => file::remove_leftovers(&store.directory),
+            Err(error) => log::warn!("store {}: {error}", store.directory.display()),
+        }
+        files.watch = Watch::start(&store.directory);
         store.refresh(&mut files, Take::All);
         store.publish(&mut files);
+        if files.known.is_empty() {
+            store.log_counts();
+        }
         drop(files);
         Ok(store)
     }
@@ -132,62 +115,81 @@ impl Store {
     /// Looks for changes and takes those that have settled.
     pub(crate) fn poll(&self) {
         let mut files = self.lock();
-        if self.refresh(&mut files, Take::Settled) {
-            self.publish(&mut files);
-        }
+        self.refresh(&mut files, Take::Settled);
+        self.publish(&mut files);
     }
 
-    /// What the store holds now.
-    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Looks something up in what the store holds now. Changes wait meanwhile, so this must be short.
+    pub(crate) fn read<T>(&self, look_up: impl FnOnce(&Snapshot) -> T) -> T {
+        look_up(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How it is. Never waits for the file system.
     pub(crate) fn status(&self) -> Status {
-        let snapshot = self.snapshot();
-        let (volumes, secrets) = snapshot.counts();
+        let ((volumes, secrets, _), unreadable_files) =
+            self.read(|snapshot| (snapshot.counts(), snapshot.unreadable_files()));
         Status {
             generation: self.generation.load(Ordering::Relaxed),
             readable: self.readable.load(Ordering::Relaxed),
             volumes,
             secrets,
-            unreadable_files: snapshot.unreadable_files(),
+            unreadable_files,
         }
+    }
+
+    /// Begins to change the store, with everything that operators have written up to now. There is one at a time, in this
+    /// program and among all that use this store.
+    pub(crate) fn change(&self) -> Result<Change<'_>, EditError> {
+        let mut files = self.lock();
+        let alone = lock_directory(&self.directory)
+            .map_err(|source| EditError::Io { path: self.directory.clone(), source })?;
+        self.refresh_changed(&mut files);
+        self.publish(&mut files);
+        Ok(Change { store: self, files, _alone: alone })
     }
 
     /// Adds a Secret durably, or says why not. Never changes an existing one.
     pub(crate) fn create(&self, secret: &Secret) -> Result<(), CreateError> {
-        let (namespace, name) = (secret.metadata.namespace(), secret.metadata.name.as_str());
-        if !is_object_name(name, MAX_NAME)
-            || !is_object_name(namespace, 63)
-            || namespace.contains('.')
-        {
-            return Err(CreateError::Name(name.to_owned()));
-        }
-        let mut files = self.lock();
-        if self.refresh(&mut files, Take::All) {
-            self.publish(&mut files);
-        }
-        match self.snapshot().secret(namespace, name) {
-            ReadSecret::Found(_) => return Err(CreateError::Exists),
-            ReadSecret::Untold(_) => return Err(CreateError::Unknown),
-            ReadSecret::Absent => {}
-        }
-        let path = self.directory.join(format!("{namespace}.{name}.secret.yaml"));
-        write_new(&self.directory, &path, secret.to_yaml().as_bytes())
-            .map_err(|source| CreateError::Io { path: path.clone(), source })?;
-        files.take(&path);
-        self.publish(&mut files);
-        Ok(())
+        self.change()?.create_secret(secret)
+    }
+
+    /// Changes one volume in the file it is in; whether there was anything to change. See [`Change::edit_volume`].
+    pub(crate) fn edit_volume(
+        &self,
+        namespace: &str,
+        name: &str,
+        edit: impl FnOnce(&mut SealedVolume),
+    ) -> Result<bool, EditError> {
+        self.change()?.edit_volume(namespace, name, edit)
+    }
+
+    /// Takes one object out of the file it is in, and removes the file if it was the last.
+    pub(crate) fn remove(&self, object: &ObjectName<'_>) -> Result<(), EditError> {
+        self.change()?.remove(object)
     }
 
     fn lock(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what has changed; whether anything has.
-    fn refresh(&self, files: &mut Files, take: Take) -> bool {
-        let paths = match manifest_paths(&self.directory) {
+    /// Reads all that has changed, as far as the system has told of it.
+    fn refresh_changed(&self, files: &mut Files) {
+        match files.watch.as_ref().map_or(Changed::Anything, Watch::changed) {
+            Changed::Names(names) => {
+                for name in names.iter().filter(|name| file::is_manifest(name)) {
+                    files.look(&self.directory.join(name), Take::All);
+                }
+            }
+            Changed::Anything => {
+                files.watch = Watch::start(&self.directory);
+                self.refresh(files, Take::All);
+            }
+        }
+    }
+
+    /// Reads what has changed in the whole directory.
+    fn refresh(&self, files: &mut Files, take: Take) {
+        let paths = match file::manifest_paths(&self.directory) {
             Ok(paths) => paths,
             Err(error) => {
                 self.readable.store(false, Ordering::Relaxed);
@@ -197,83 +199,265 @@ impl Store {
                         self.directory.display()
                     );
                 }
-                return false;
+                return;
             }
         };
         self.readable.store(true, Ordering::Relaxed);
         if std::mem::take(&mut files.lost) {
             log::info!("store {}: can be read again", self.directory.display());
+            files.watch = Watch::start(&self.directory);
         }
-        let mut changed = false;
-        let gone: Vec<PathBuf> =
-            files.known.keys().filter(|path| !paths.contains(path)).cloned().collect();
+        let gone: Vec<Arc<Path>> = files
+            .known
+            .keys()
+            .filter(|path| paths.binary_search_by(|there| (**there).cmp(path)).is_err())
+            .cloned()
+            .collect();
         for path in gone {
-            log::info!("store: {}: is gone, and what it held with it", path.display());
-            files.known.remove(&path);
-            changed = true;
+            files.forget(&path);
         }
         for path in paths {
-            changed |= files.look(&path, take);
+            files.look(&path, take);
         }
-        changed
     }
 
+    /// Brings the snapshot up to date and tells of it.
     fn publish(&self, files: &mut Files) {
-        let sources: Vec<Source> = files
-            .known
-            .iter()
-            .map(|(path, known)| Source {
-                path: path.clone(),
-                manifests: known.good.clone(),
-                unreadable: known.unreadable.clone(),
-            })
-            .collect();
-        let (snapshot, complaints) = Snapshot::build(&sources);
-        for complaint in complaints.iter().filter(|complaint| !files.complaints.contains(complaint))
-        {
-            log::error!("store: {complaint}");
+        let stale = std::mem::take(&mut files.stale);
+        if stale.is_empty() {
+            return;
         }
-        files.complaints = complaints;
-        let (volumes, secrets) = snapshot.counts();
-        log::info!(
-            "store {}: {volumes} volumes, {secrets} secrets in {} files",
-            self.directory.display(),
-            sources.len()
-        );
+        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        for (path, old) in &stale {
+            if let Some(old) = old {
+                snapshot.remove(path, old);
+            }
+        }
+        let mut touched: Vec<&Manifests> = stale.values().flatten().map(AsRef::as_ref).collect();
+        for known in stale.keys().filter_map(|path| Some((path, files.known.get(path)?))) {
+            let (path, known) = known;
+            snapshot.add(path, &known.good, known.unreadable.clone());
+            touched.push(&known.good);
+        }
+        let complaints: BTreeMap<ObjectKey, Option<String>> =
+            touched.into_iter().flat_map(|file| snapshot.complaints(file)).collect();
+        drop(snapshot);
+        files.complain(complaints);
+        self.log_counts();
+    }
+
+    fn log_counts(&self) {
         self.generation.fetch_add(1, Ordering::Relaxed);
-        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+        let (volumes, secrets, files) = self.read(Snapshot::counts);
+        log::info!(
+            "store {}: {volumes} volumes, {secrets} secrets in {files} files",
+            self.directory.display()
+        );
+    }
+}
+
+/// A change of the store in progress: everybody else's waits until it is dropped.
+pub(crate) struct Change<'a> {
+    store: &'a Store,
+    files: MutexGuard<'a, Files>,
+    _alone: Option<File>,
+}
+
+impl std::fmt::Debug for Change<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Change of {:?}", self.store)
+    }
+}
+
+impl Change<'_> {
+    /// Looks something up in the store as it is now.
+    pub(crate) fn read<T>(&self, look_up: impl FnOnce(&Snapshot) -> T) -> T {
+        self.store.read(look_up)
+    }
+
+    /// Adds a Secret durably, or says why not. Never changes an existing one.
+    pub(crate) fn create_secret(&mut self, secret: &Secret) -> Result<(), CreateError> {
+        let (namespace, name) = (secret.metadata.namespace(), secret.metadata.name.as_str());
+        match self.read(|snapshot| match snapshot.secret(namespace, name) {
+            ReadSecret::Found(_) => Some(CreateError::Exists),
+            ReadSecret::Untold(_) => Some(CreateError::Unknown),
+            ReadSecret::Absent => None,
+        }) {
+            Some(error) => Err(error),
+            None => self.create_object((namespace, name), "secret", &secret.to_yaml()),
+        }
+    }
+
+    /// Adds a volume durably, or says why not. Never changes an existing one.
+    pub(crate) fn create_volume(&mut self, volume: &SealedVolume) -> Result<(), CreateError> {
+        let (namespace, name) = (volume.metadata.namespace(), volume.metadata.name.as_str());
+        if self.read(|snapshot| snapshot.is_volume_name_taken(namespace, name)) {
+            return Err(CreateError::Exists);
+        }
+        let text = volume.to_yaml().map_err(EditError::Text)?;
+        self.create_object((namespace, name), "volume", &text)
+    }
+
+    fn create_object(
+        &mut self,
+        (namespace, name): (&str, &str),
+        kind: &str,
+        text: &str,
+    ) -> Result<(), CreateError> {
+        if !is_object_name(name, MAX_NAME)
+            || !is_object_name(namespace, 63)
+            || namespace.contains('.')
+        {
+            return Err(CreateError::Name(name.to_owned()));
+        }
+        let path = self.store.directory.join(format!("{namespace}.{name}.{kind}.yaml"));
+        file::write_new(&self.store.directory, &path, text.as_bytes())
+            .map_err(|source| EditError::Io { path: path.clone(), source })?;
+        self.taken(&path);
+        Ok(())
+    }
+
+    /// Changes the `spec` of one volume in the file it is in; whether there was anything to change. What else is in the file
+    /// stays byte for byte. `edit` gets the volume as it is in the file now.
+    pub(crate) fn edit_volume(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        edit: impl FnOnce(&mut SealedVolume),
+    ) -> Result<bool, EditError> {
+        let object = ObjectName { kind: SEALED_VOLUME, namespace, name };
+        let (path, read) = self.only_file(&object)?;
+        let mut volume = self
+            .read(|snapshot| snapshot.volume(namespace, name).cloned())
+            .ok_or_else(|| EditError::Absent(object.to_string()))?;
+        let before = volume.clone();
+        edit(&mut volume);
+        if volume == before {
+            return Ok(false);
+        }
+        let text = manifest::replace_volume(&read.text, &volume)
+            .map_err(|source| EditError::File { path: path.clone(), source })?;
+        file::exchange(&path, &read, text.as_bytes())
+            .map_err(|source| EditError::Io { path: path.clone(), source })?;
+        self.changed(&object);
+        Ok(true)
+    }
+
+    /// Takes one object out of the file it is in, and removes the file if it was the last.
+    pub(crate) fn remove(&mut self, object: &ObjectName<'_>) -> Result<(), EditError> {
+        let (path, read) = self.only_file(object)?;
+        let left = manifest::remove(&read.text, object)
+            .map_err(|source| EditError::File { path: path.clone(), source })?;
+        match left {
+            Some(left) => file::exchange(&path, &read, left.as_bytes()),
+            None => file::remove(&path, &read),
+        }
+        .map_err(|source| EditError::Io { path: path.clone(), source })?;
+        self.changed(object);
+        Ok(())
+    }
+
+    /// The one file, behind symbolic links, that an object is in, as it is now.
+    fn only_file(&mut self, object: &ObjectName<'_>) -> Result<(PathBuf, Read), EditError> {
+        let paths = self.read(|snapshot| snapshot.paths(object));
+        let mut real: Vec<PathBuf> = Vec::new();
+        for path in &paths {
+            let target = path
+                .canonicalize()
+                .map_err(|source| EditError::Io { path: path.to_path_buf(), source })?;
+            if !real.contains(&target) {
+                real.push(target);
+            }
+        }
+        let path = match real.as_slice() {
+            [] => return Err(EditError::Absent(object.to_string())),
+            [only] => only.clone(),
+            [first, second, ..] => {
+                return Err(EditError::Twice {
+                    object: object.to_string(),
+                    first: first.clone(),
+                    second: second.clone(),
+                });
+            }
+        };
+        let read =
+            file::read(&path).map_err(|source| EditError::Io { path: path.clone(), source })?;
+        // What is changed must be what was read: a change that was not told of is taken first.
+        for path in &paths {
+            if self.files.known.get(path).is_none_or(|known| !known.holds(&read.text)) {
+                self.files.take(path);
+            }
+        }
+        self.store.publish(&mut self.files);
+        Ok((path, read))
+    }
+
+    /// Takes the files an object was in as they are now.
+    fn changed(&mut self, object: &ObjectName<'_>) {
+        for path in self.read(|snapshot| snapshot.paths(object)) {
+            if path.exists() {
+                self.taken(&path);
+            } else {
+                self.files.forget(&path);
+            }
+        }
+        self.store.publish(&mut self.files);
+    }
+
+    /// Takes a file as this program has just written it.
+    fn taken(&mut self, path: &Path) {
+        self.files.take(path);
+        if let Some(known) = self.files.known.get_mut(path) {
+            known.read = known.seen; // nobody else writes it in the same instant
+        }
+        self.store.publish(&mut self.files);
     }
 }
 
 impl Files {
-    /// Reads a file if it has changed; whether it was read.
-    fn look(&mut self, path: &Path, take: Take) -> bool {
-        let stamp = fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata));
+    /// Reads a file if it has changed.
+    fn look(&mut self, path: &Path, take: Take) {
+        let stamp = Stamp::at(path);
         if let Some(known) = self.known.get_mut(path) {
             if stamp.is_some() && known.read == stamp {
-                return false;
+                return;
             }
             let settled = known.seen == stamp;
             known.seen = stamp;
             if take == Take::Settled && !settled {
-                return false;
+                return;
             }
         } else if take == Take::Settled {
             // New: remember how it looks, take it at the next poll if it still looks so.
-            self.known.insert(path.to_owned(), Known { seen: stamp, ..Known::default() });
-            return false;
+            self.known.insert(path.into(), Known { seen: stamp, ..Known::default() });
+            return;
         }
-        self.take(path)
+        if stamp.is_none() && take == Take::All && fs::symlink_metadata(path).is_err() {
+            self.forget(path);
+        } else {
+            self.take(path);
+        }
     }
 
-    /// Reads a file as it is now; whether what is known about it has changed.
-    fn take(&mut self, path: &Path) -> bool {
-        let known = self.known.entry(path.to_owned()).or_default();
-        match read_file(path) {
+    /// Drops a file that is gone.
+    fn forget(&mut self, path: &Path) {
+        let Some((path, known)) = self.known.remove_entry(path) else { return };
+        if known.taken {
+            log::info!("store: {}: is gone, and what it held with it", path.display());
+            self.stale.entry(path).or_insert(Some(known.good));
+        }
+    }
+
+    /// Reads a file as it is now.
+    fn take(&mut self, path: &Path) {
+        let path: Arc<Path> = path.into();
+        let known = self.known.entry(path.clone()).or_default();
+        let old = known.taken.then(|| known.good.clone());
+        let news = match file::read(&path) {
             Ok(read) => {
                 known.seen = Some(read.stamp);
                 known.read = (!read.stamp.is_young()).then_some(read.stamp);
-                known.accept(path, read)
+                known.accept(&path, read)
             }
             Err(error) => {
                 let news = !matches!(known.unreadable, Some(None));
@@ -289,11 +473,34 @@ impl Files {
                 known.content = None;
                 news
             }
+        };
+        known.taken = true;
+        if news {
+            self.stale.entry(path).or_insert(old);
+        }
+    }
+
+    /// Logs contradictions that are new.
+    fn complain(&mut self, complaints: BTreeMap<ObjectKey, Option<String>>) {
+        for (object, complaint) in complaints {
+            match complaint {
+                None => drop(self.complaints.remove(&object)),
+                Some(text) if self.complaints.get(&object) == Some(&text) => {}
+                Some(text) => {
+                    log::error!("store: {text}");
+                    self.complaints.insert(object, text);
+                }
+            }
         }
     }
 }
 
 impl Known {
+    /// Whether this is the content that was read last.
+    fn holds(&self, text: &str) -> bool {
+        self.content == Some(fingerprint(text))
+    }
+
     /// What it means that the file cannot be read, in words.
     fn consequence(&self) -> &'static str {
         if self.good.volumes.is_empty() && self.good.secrets.is_empty() {
@@ -340,85 +547,26 @@ fn fingerprint(text: &str) -> u64 {
     hasher.finish()
 }
 
-/// The manifests' paths, in order.
-fn manifest_paths(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        let yaml =
-            path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-        if yaml && !hidden && !path.is_dir() {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-/// A file as it was when it was read.
-struct Read {
-    stamp: Stamp,
-    mode: u32,
-    text: Zeroizing<String>,
-}
-
-/// Reads a file of bounded size.
-fn read_file(path: &Path) -> io::Result<Read> {
-    // Not blocking: somebody's FIFO with a fitting name must not stop the server.
-    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    let room = usize::try_from(metadata.len()).unwrap_or_default().min(manifest::MAX_FILE) + 1;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
-    file.take(manifest::MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
-    let text = String::from_utf8(std::mem::take(&mut *bytes))
-        .map_err(|_| io::Error::other("it is not UTF-8 text"))?;
-    Ok(Read { stamp: Stamp::of(&metadata), mode: metadata.mode(), text: Zeroizing::new(text) })
-}
-
-/// Writes a new file that is complete and durable when it appears, or fails if the name is taken.
-fn write_new(directory: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(io::Error::other)?;
-    let temporary = directory.join(format!("{TEMPORARY}{:016x}", u64::from_ne_bytes(random)));
-    let written = write_and_link(&temporary, path, content);
-    let removed = fs::remove_file(&temporary);
-    written?;
-    if let Err(error) = removed {
-        log::warn!("store: {}: cannot be removed: {error}", temporary.display());
-    }
-    File::open(directory)?.sync_all()
-}
-
-fn write_and_link(temporary: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::hard_link(temporary, path)
-}
-
-/// Files that a crash left half-written. They never counted: nothing was promised about them.
-fn remove_leftovers(directory: &Path) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if is_leftover(&entry.file_name()) {
-            match fs::remove_file(entry.path()) {
-                Ok(()) => log::info!(
-                    "store: {}: removed, left half-written by a crash",
-                    entry.path().display()
-                ),
-                Err(error) => {
-                    log::warn!("store: {}: cannot be removed: {error}", entry.path().display())
-                }
+/// Locks the directory against other programs that change it (flock(2)); `None` where the file system has no locks.
+fn lock_directory(directory: &Path) -> io::Result<Option<File>> {
+    let file = File::open(directory)?;
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "another program has been changing it for 10 seconds",
+                ));
             }
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                return Ok(None);
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
         }
     }
-}
-
-fn is_leftover(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
 }
 
 /// The rule for names of Kubernetes objects (RFC 1123 subdomain), which also makes them harmless as file names.

@@ -1,4 +1,5 @@
 //! The store: a directory of YAML manifests.
+#![allow(dead_code)] // the changes of volumes: used from the next step on
 //!
 //! # Layout
 //!
@@ -7,10 +8,14 @@
 //! * A file holds any number of documents, divided by `---`: `SealedVolume` (`keyserver.kairos.io/v1alpha1`) and
 //!   `v1/Secret`, as for `kubectl apply`. Others are passed over. An object without namespace is in `default`; a
 //!   volume finds its Secrets in its own namespace.
-//! * The operator owns these files. The server never changes, renames or removes one. It adds files: a passphrase that a
-//!   machine posts becomes the new file `<namespace>.<name>.secret.yaml`, mode 0600, one Secret each. It is written
-//!   under a hidden name, synced, linked to its final name (which fails if that name is taken), and the directory is synced,
-//!   before the machine's post counts. To enrol a machine afresh, remove that file.
+//! * The operator owns these files. What the server makes becomes a new file, `<namespace>.<name>.secret.yaml` or
+//!   `<namespace>.<name>.volume.yaml`, mode 0600, one object each. It is written under a hidden name, synced, linked to its
+//!   final name (which fails if that name is taken), and the directory is synced, before it counts.
+//! * What the server learns of a volume (generation 2: EK, PCRs, partitions), and what `latchkey-kms volume` changes, is
+//!   written into the file that holds the volume: only the lines of the changed fields, all else stays byte for byte, owner
+//!   and mode too. The new content is written beside it, synced, and renamed over it; a file that somebody else has
+//!   changed since it was read is left alone. Changes are made one at a time, also between programs (flock(2) on the
+//!   directory). A volume that is in two files is not changed.
 //! * Changes are seen within about two polls (one second): a file is read once it has stayed the same for one poll, so a
 //!   file that is still being written is not read by halves.
 //!
@@ -23,7 +28,11 @@
 //! * Two objects of one kind, namespace and name that differ are a conflict: neither is used. Equal ones are one.
 
 mod directory;
+mod file;
 mod snapshot;
+#[cfg(test)]
+mod tests;
+mod watch;
 
 pub(crate) use directory::Store;
 pub(crate) use snapshot::{ReadSecret, Snapshot};
@@ -44,7 +53,7 @@ pub(crate) struct Status {
     pub(crate) unreadable_files: usize,
 }
 
-/// Why a Secret was not added.
+/// Why an object was not added.
 #[derive(Debug, Error)]
 pub(crate) enum CreateError {
     /// There is one of this name: it stays as it is.
@@ -58,7 +67,27 @@ pub(crate) enum CreateError {
         "{0:?} is no valid name for a Secret: 1 to 180 of a-z, 0-9, '-' and '.', beginning and ending with a letter or digit"
     )]
     Name(String),
-    /// The file system said no.
-    #[error("writing {path} failed: {source}")]
+    /// It could not be written.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+}
+
+/// Why the store was not changed.
+#[derive(Debug, Error)]
+pub(crate) enum EditError {
+    /// There is no such object, or it is defined twice and differently.
+    #[error("the store has no usable {0}")]
+    Absent(String),
+    /// It is in two files: which one is meant is the operator's to say.
+    #[error("{object} is in {} and in {}: remove one of them", first.display(), second.display())]
+    Twice { object: String, first: PathBuf, second: PathBuf },
+    /// The file's text could not be changed.
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: latchkey_wire::Error },
+    /// The object could not be written as text.
+    #[error("{0}")]
+    Text(latchkey_wire::Error),
+    /// The file system said no, or somebody changed the file at the same moment.
+    #[error("writing {} failed: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 }

@@ -1,39 +1,67 @@
-//! What the store holds at one moment: volumes by TPM hash and Secrets by name, immutable and shared.
+//! What the store holds at one moment: volumes by TPM hash and by name, Secrets by name. Files come and go one by one, so
+//! that a change costs what the changed file holds, however many others there are.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    path::PathBuf,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
     sync::Arc,
 };
 
 use latchkey_wire::{
-    manifest::{Manifests, SealedVolume, Secret},
+    manifest::{self, Manifests, Partition, SEALED_VOLUME, SECRET, SealedVolume, Secret},
     pubhash::Pubhash,
 };
+use zeroize::Zeroizing;
 
 /// Namespace and name.
-type Name = (String, String);
+pub(super) type Name = (String, String);
+
+/// Kind and name of an object.
+pub(super) type ObjectKey = (&'static str, Name);
+
+/// What a file that cannot be read now says; `None` if not even that is known.
+pub(super) type Unreadable = Option<Arc<Zeroizing<String>>>;
 
 /// All objects of all files.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
-    files: Vec<Arc<Manifests>>,
+    volumes: BTreeMap<Name, Vec<Place>>,
     /// Every place a volume of this hash is at.
-    volumes: HashMap<Pubhash, Vec<Place>>,
-    /// Volumes that are defined twice and differently.
-    conflicting_volumes: BTreeSet<Name>,
-    secrets: HashMap<Name, Option<Place>>,
-    /// Which volumes and labels come to a Secret by the default name.
-    default_users: HashMap<Name, BTreeSet<(String, String)>>,
-    /// Text of the files that cannot be read now; `None` if not even that is known.
-    unreadable: Vec<Option<Arc<zeroize::Zeroizing<String>>>>,
+    machines: HashMap<Pubhash, Vec<Place>>,
+    secrets: HashMap<Name, Vec<Place>>,
+    /// Which partitions come to a Secret, under any of the names it is looked up by.
+    users: HashMap<Name, Vec<User>>,
+    unreadable: BTreeMap<Arc<Path>, Unreadable>,
+    files: usize,
+    volume_places: usize,
 }
 
 /// File and position in it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Place {
-    file: usize,
+    path: Arc<Path>,
+    file: Arc<Manifests>,
     at: usize,
+}
+
+impl Place {
+    fn volume(&self) -> Option<&SealedVolume> {
+        self.file.volumes.get(self.at)
+    }
+
+    fn secret(&self) -> Option<&Secret> {
+        self.file.secrets.get(self.at)
+    }
+}
+
+/// A partition that comes to a Secret.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct User {
+    volume: String,
+    /// Without `_LUKS`.
+    label: String,
+    /// By `<volume>-<label>`, which is ambiguous: volume `a-b` with label `c` and volume `a` with label `b-c`.
+    by_default: bool,
 }
 
 /// What is known about a Secret.
@@ -47,151 +75,186 @@ pub(crate) enum ReadSecret<'a> {
     Untold(&'static str),
 }
 
-/// A file that was read, in order of its name.
-pub(crate) struct Source {
-    pub(crate) path: PathBuf,
-    pub(crate) manifests: Arc<Manifests>,
-    /// Set while the file's present content cannot be read; the text if it is text.
-    pub(crate) unreadable: Option<Option<Arc<zeroize::Zeroizing<String>>>>,
-}
-
 impl Snapshot {
-    /// Merges the files. Gives back what an operator must hear about.
-    pub(crate) fn build(sources: &[Source]) -> (Self, Vec<String>) {
-        let mut snapshot = Self {
-            files: sources.iter().map(|source| source.manifests.clone()).collect(),
-            ..Self::default()
-        };
-        snapshot.unreadable =
-            sources.iter().filter_map(|source| source.unreadable.clone()).collect();
-        let mut complaints = Vec::new();
-        let mut named: HashMap<Name, Place> = HashMap::new();
-        for (file, source) in sources.iter().enumerate() {
-            for (at, volume) in source.manifests.volumes.iter().enumerate() {
-                snapshot.add_volume(
-                    volume,
-                    Place { file, at },
-                    &mut named,
-                    sources,
-                    &mut complaints,
-                );
+    /// Adds what a file holds.
+    pub(super) fn add(
+        &mut self,
+        path: &Arc<Path>,
+        file: &Arc<Manifests>,
+        unreadable: Option<Unreadable>,
+    ) {
+        let place = |at| Place { path: path.clone(), file: file.clone(), at };
+        for (at, volume) in file.volumes.iter().enumerate() {
+            put(self.volumes.entry(name_of(&volume.metadata)).or_default(), place(at));
+            if let Ok(pubhash) = volume.pubhash() {
+                put(self.machines.entry(pubhash).or_default(), place(at));
+                self.volume_places += 1;
             }
-            for (at, secret) in source.manifests.secrets.iter().enumerate() {
-                snapshot.add_secret(secret, Place { file, at }, sources, &mut complaints);
+            for (secret, user) in users(volume) {
+                self.users.entry(secret).or_default().push(user);
             }
         }
-        (snapshot, complaints)
+        for (at, secret) in file.secrets.iter().enumerate() {
+            put(self.secrets.entry(name_of(&secret.metadata)).or_default(), place(at));
+        }
+        if let Some(unreadable) = unreadable {
+            self.unreadable.insert(path.clone(), unreadable);
+        }
+        self.files += 1;
     }
 
-    fn add_volume(
-        &mut self,
-        volume: &SealedVolume,
-        place: Place,
-        named: &mut HashMap<Name, Place>,
-        sources: &[Source],
-        complaints: &mut Vec<String>,
-    ) {
-        let name = (volume.metadata.namespace().to_owned(), volume.metadata.name.clone());
-        if let Some(first) = named.get(&name) {
-            if self.volume(*first) == Some(volume) {
-                return;
-            }
-            complaints.push(format!(
-                "SealedVolume {}/{} is in {} and, differently, in {}: neither is used",
-                name.0,
-                name.1,
-                shown(sources, first.file),
-                shown(sources, place.file)
-            ));
-            self.conflicting_volumes.insert(name);
-        } else {
-            for partition in &volume.spec.partitions {
-                if partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty()) {
-                    let secret = (name.0.clone(), volume.secret_name(partition));
-                    self.default_users
-                        .entry(secret)
-                        .or_default()
-                        .insert((name.1.clone(), partition.label.clone()));
+    /// Takes out what a file held: the same as was added.
+    pub(super) fn remove(&mut self, path: &Arc<Path>, file: &Manifests) {
+        for volume in &file.volumes {
+            let name = name_of(&volume.metadata);
+            if let Some(places) = self.volumes.get_mut(&name) {
+                places.retain(|place| place.path != *path);
+                if places.is_empty() {
+                    self.volumes.remove(&name);
                 }
             }
-            named.insert(name, place);
-        }
-        if let Ok(pubhash) = volume.pubhash() {
-            self.volumes.entry(pubhash).or_default().push(place);
-        }
-    }
-
-    fn add_secret(
-        &mut self,
-        secret: &Secret,
-        place: Place,
-        sources: &[Source],
-        complaints: &mut Vec<String>,
-    ) {
-        let name = (secret.metadata.namespace().to_owned(), secret.metadata.name.clone());
-        match self.secrets.get(&name) {
-            None => {
-                self.secrets.insert(name, Some(place));
+            if let Ok(pubhash) = volume.pubhash() {
+                self.volume_places -= 1;
+                if let Some(places) = self.machines.get_mut(&pubhash) {
+                    places.retain(|place| place.path != *path);
+                    if places.is_empty() {
+                        self.machines.remove(&pubhash);
+                    }
+                }
             }
-            Some(Some(first))
-                if self.secret_at(*first).is_some_and(|first| first.data == secret.data) => {}
-            Some(first) => {
-                let first = first.map_or_else(
-                    || "two other files".to_owned(),
-                    |first| shown(sources, first.file),
-                );
-                complaints.push(format!(
-                    "Secret {}/{} is in {first} and, differently, in {}: neither is used",
-                    name.0,
-                    name.1,
-                    shown(sources, place.file)
-                ));
-                self.secrets.insert(name, None);
+            for (secret, user) in users(volume) {
+                self.forget_user(secret, &user);
             }
         }
+        for secret in &file.secrets {
+            let name = name_of(&secret.metadata);
+            if let Some(places) = self.secrets.get_mut(&name) {
+                places.retain(|place| place.path != *path);
+                if places.is_empty() {
+                    self.secrets.remove(&name);
+                }
+            }
+        }
+        self.unreadable.remove(path);
+        self.files -= 1;
     }
 
-    fn volume(&self, place: Place) -> Option<&SealedVolume> {
-        self.files.get(place.file)?.volumes.get(place.at)
+    fn forget_user(&mut self, secret: Name, user: &User) {
+        let Some(users) = self.users.get_mut(&secret) else { return };
+        if let Some(at) = users.iter().position(|other| other == user) {
+            users.swap_remove(at);
+        }
+        if users.is_empty() {
+            self.users.remove(&secret);
+        }
     }
 
-    fn secret_at(&self, place: Place) -> Option<&Secret> {
-        self.files.get(place.file)?.secrets.get(place.at)
+    /// What an operator must hear about each object of a file: that others of the same name differ.
+    pub(super) fn complaints(&self, file: &Manifests) -> BTreeMap<ObjectKey, Option<String>> {
+        let volumes = file.volumes.iter().map(|volume| {
+            let name = name_of(&volume.metadata);
+            let pair = self.volumes.get(&name).and_then(|places| differing(places, same_volume));
+            ((SEALED_VOLUME, name.clone()), pair.map(|pair| twice(SEALED_VOLUME, &name, pair)))
+        });
+        let secrets = file.secrets.iter().map(|secret| {
+            let name = name_of(&secret.metadata);
+            let pair = self.secrets.get(&name).and_then(|places| differing(places, same_data));
+            ((SECRET, name.clone()), pair.map(|pair| twice(SECRET, &name, pair)))
+        });
+        volumes.chain(secrets).collect()
     }
 
     /// All volumes of a machine, in the order of the files.
     pub(crate) fn volumes(&self, pubhash: &Pubhash) -> Vec<&SealedVolume> {
-        self.volumes
-            .get(pubhash)
-            .into_iter()
-            .flatten()
-            .filter_map(|place| self.volume(*place))
-            .collect()
+        let mut volumes: Vec<&SealedVolume> = Vec::new();
+        for volume in self.machines.get(pubhash).into_iter().flatten().filter_map(Place::volume) {
+            if !volumes.contains(&volume) {
+                volumes.push(volume);
+            }
+        }
+        volumes
+    }
+
+    /// Every volume with the file it is in, by namespace and name.
+    pub(crate) fn all_volumes(&self) -> impl Iterator<Item = (&Path, &SealedVolume)> {
+        self.volumes.values().flatten().filter_map(|place| Some((&*place.path, place.volume()?)))
+    }
+
+    /// The volume of this name, if there is one and it is not defined twice and differently.
+    pub(crate) fn volume(&self, namespace: &str, name: &str) -> Option<&SealedVolume> {
+        let places = self.volumes.get(&(namespace.to_owned(), name.to_owned()))?;
+        if differing(places, same_volume).is_some() {
+            return None;
+        }
+        places.first()?.volume()
     }
 
     /// Whether a volume is defined twice and differently.
     pub(crate) fn is_conflicting(&self, volume: &SealedVolume) -> bool {
-        !self.conflicting_volumes.is_empty()
-            && self
-                .conflicting_volumes
-                .contains(&(volume.metadata.namespace().to_owned(), volume.metadata.name.clone()))
+        self.volumes
+            .get(&name_of(&volume.metadata))
+            .is_some_and(|places| differing(places, same_volume).is_some())
     }
 
-    /// Whether two partitions come to the same Secret by the default name `<volume>-<label>`, which is ambiguous:
-    /// volume `a-b` with label `c` and volume `a` with label `b-c`.
+    /// Whether a name is taken by a volume, or may be by one in a file that cannot be read.
+    pub(crate) fn is_volume_name_taken(&self, namespace: &str, name: &str) -> bool {
+        self.volumes.contains_key(&(namespace.to_owned(), name.to_owned())) || self.may_hold(name)
+    }
+
+    /// Whether a file that cannot be read may be about this machine.
+    pub(crate) fn may_know(&self, pubhash: &Pubhash) -> bool {
+        self.unreadable.values().any(|text| {
+            text.as_ref().is_none_or(|text| {
+                text.as_bytes()
+                    .windows(pubhash.as_str().len())
+                    .any(|window| window.eq_ignore_ascii_case(pubhash.as_str().as_bytes()))
+            })
+        })
+    }
+
+    /// The files an object is in.
+    pub(super) fn paths(&self, object: &manifest::ObjectName<'_>) -> Vec<Arc<Path>> {
+        let name = (object.namespace.to_owned(), object.name.to_owned());
+        let places = match object.kind {
+            SECRET => self.secrets.get(&name),
+            _ => self.volumes.get(&name),
+        };
+        let mut paths: Vec<Arc<Path>> =
+            places.into_iter().flatten().map(|place| place.path.clone()).collect();
+        paths.dedup();
+        paths
+    }
+
+    /// Whether two partitions come to the same Secret by the default name.
     pub(crate) fn is_shared_by_default(&self, namespace: &str, name: &str) -> bool {
-        self.default_users
-            .get(&(namespace.to_owned(), name.to_owned()))
-            .is_some_and(|users| users.len() > 1)
+        self.users_of(namespace, name).filter(|user| user.by_default).collect::<BTreeSet<_>>().len()
+            > 1
+    }
+
+    /// Whether another partition than this one comes to the Secret.
+    pub(crate) fn has_other_user(
+        &self,
+        (namespace, secret): (&str, &str),
+        volume: &str,
+        label: &str,
+    ) -> bool {
+        let label = manifest::plain_label(label);
+        self.users_of(namespace, secret).any(|user| user.volume != volume || user.label != label)
+    }
+
+    fn users_of(&self, namespace: &str, secret: &str) -> impl Iterator<Item = &User> {
+        self.users.get(&(namespace.to_owned(), secret.to_owned())).into_iter().flatten()
     }
 
     /// The Secret of this name.
     pub(crate) fn secret(&self, namespace: &str, name: &str) -> ReadSecret<'_> {
         match self.secrets.get(&(namespace.to_owned(), name.to_owned())) {
-            Some(Some(place)) => {
-                self.secret_at(*place).map_or(ReadSecret::Absent, ReadSecret::Found)
+            Some(places) if differing(places, same_data).is_some() => {
+                ReadSecret::Untold("it is defined twice and differently")
             }
-            Some(None) => ReadSecret::Untold("it is defined twice and differently"),
+            Some(places) => {
+                places.first().and_then(Place::secret).map_or(ReadSecret::Absent, ReadSecret::Found)
+            }
             None if self.may_hold(name) => {
                 ReadSecret::Untold("a file that cannot be read mentions it")
             }
@@ -200,19 +263,70 @@ impl Snapshot {
     }
 
     fn may_hold(&self, name: &str) -> bool {
-        self.unreadable.iter().any(|text| text.as_ref().is_none_or(|text| text.contains(name)))
+        self.unreadable.values().any(|text| text.as_ref().is_none_or(|text| text.contains(name)))
     }
 
     pub(crate) fn unreadable_files(&self) -> usize {
         self.unreadable.len()
     }
 
-    /// Volumes and Secrets, for the log.
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.volumes.values().map(Vec::len).sum(), self.secrets.len())
+    /// Volumes, Secrets and files, for the log.
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        (self.volume_places, self.secrets.len(), self.files)
     }
 }
 
-fn shown(sources: &[Source], file: usize) -> String {
-    sources.get(file).map(|source| source.path.display().to_string()).unwrap_or_default()
+fn name_of(metadata: &manifest::Metadata) -> Name {
+    (metadata.namespace().to_owned(), metadata.name.clone())
+}
+
+/// In the order of the files, so that what counts first does not hang on the order in which they were read.
+fn put(places: &mut Vec<Place>, place: Place) {
+    let at = places.partition_point(|other| (&other.path, other.at) <= (&place.path, place.at));
+    places.insert(at, place);
+}
+
+fn same_volume(a: &Place, b: &Place) -> bool {
+    a.volume() == b.volume()
+}
+
+/// Secrets are the same if they hold the same for the same machine.
+fn same_data(a: &Place, b: &Place) -> bool {
+    a.secret().map(|secret| &secret.data) == b.secret().map(|secret| &secret.data)
+}
+
+fn differing(places: &[Place], same: impl Fn(&Place, &Place) -> bool) -> Option<(&Place, &Place)> {
+    let (first, others) = places.split_first()?;
+    others.iter().find(|other| !same(first, other)).map(|other| (first, other))
+}
+
+fn twice(kind: &str, (namespace, name): &Name, (first, other): (&Place, &Place)) -> String {
+    format!(
+        "{kind} {namespace}/{name} is in {} and, differently, in {}: neither is used",
+        first.path.display(),
+        other.path.display()
+    )
+}
+
+/// The Secrets a volume's partitions come to.
+fn users(volume: &SealedVolume) -> impl Iterator<Item = (Name, User)> {
+    volume.spec.partitions.iter().flat_map(move |partition| {
+        let user = User {
+            volume: volume.metadata.name.clone(),
+            label: manifest::plain_label(&partition.label).to_owned(),
+            by_default: partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty()),
+        };
+        secret_names(volume, partition)
+            .into_iter()
+            .map(move |name| ((volume.metadata.namespace().to_owned(), name), user.clone()))
+    })
+}
+
+/// The names under which a partition's Secret is looked up: as it is written, as generation 1 and as generation 2 make it.
+pub(crate) fn secret_names(volume: &SealedVolume, partition: &Partition) -> BTreeSet<String> {
+    let written = match partition.secret.as_ref().map(|secret| secret.name.as_str()) {
+        Some(name) if !name.is_empty() => name.to_owned(),
+        _ => format!("{}-{}", volume.metadata.name, partition.label),
+    };
+    BTreeSet::from([manifest::kube_name(&written), manifest::safe_kube_name(&written), written])
 }

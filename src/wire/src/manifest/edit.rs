@@ -289,8 +289,7 @@ fn exchange_field(text: &str, item: Option<usize>, field: &Field) -> Option<Zero
     let inside = spec.start + 1..spec.end;
     let deeper =
         inside.clone().find_map(|line| lines.indent(line, None)).filter(|at| *at > indent)?;
-    let place =
-        lines.field(&inside, None, deeper, field.key).unwrap_or_else(|| inside.end..inside.end);
+    let place = lines.field(&inside, None, deeper, field.key).unwrap_or(inside.end..inside.end);
     let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
     let written: String =
         field.yaml.lines().map(|line| format!("{:deeper$}{line}{newline}", "")).collect();
