@@ -1,9 +1,9 @@
-//! What stands before a key server, or in its place: a front that passes on one generation of the protocol only, and servers
-//! that say nothing.
+//! What stands before a key server, or in its place: a front that passes on one generation of the protocol only, servers
+//! that say nothing, and the DNS server of a LAN.
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -116,27 +116,71 @@ impl Stalling {
     }
 }
 
-/// A DNS server that hears questions and answers none; the number of them.
+/// A DNS server (RFC 1035) for one name, or one that hears questions and answers none.
 #[derive(Debug)]
-pub struct DeadDns {
+pub struct Dns {
     heard: Arc<AtomicUsize>,
 }
 
-impl DeadDns {
+impl Dns {
     /// `socket` is bound to port 53 of where the machine asks.
-    pub fn on(socket: UdpSocket) -> Self {
+    pub fn silent(socket: UdpSocket) -> Self {
+        Self::serve(socket, |_| None)
+    }
+
+    /// Gives `address` for `name`, and nothing for any other name or type.
+    pub fn of(socket: UdpSocket, name: &str, address: Ipv4Addr) -> Self {
+        let name = encoded(name);
+        Self::serve(socket, move |question| Some(answer(question, &name, address)))
+    }
+
+    fn serve(
+        socket: UdpSocket,
+        answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Self {
         let heard = Arc::new(AtomicUsize::new(0));
         let count = heard.clone();
         thread::spawn(move || {
             let mut question = [0; 512];
-            while socket.recv_from(&mut question).is_ok() {
+            while let Ok((length, from)) = socket.recv_from(&mut question) {
                 count.fetch_add(1, Ordering::SeqCst);
+                if let Some(answer) = answer(question.get(..length).unwrap_or_default()) {
+                    // The machine asks again if this is lost.
+                    let _ = socket.send_to(&answer, from);
+                }
             }
         });
         Self { heard }
     }
 
+    /// How many questions have come.
     pub fn heard(&self) -> usize {
         self.heard.load(Ordering::SeqCst)
     }
+}
+
+/// A name as in messages: each label after its length, and the root.
+fn encoded(name: &str) -> Vec<u8> {
+    let labels = name.split('.').flat_map(|l| [&[l.len() as u8], l.as_bytes()].concat());
+    labels.chain([0]).collect()
+}
+
+/// The answer to the first question of a message, with one A record or none.
+fn answer(message: &[u8], name: &[u8], address: Ipv4Addr) -> Vec<u8> {
+    const HEADER: usize = 12;
+    const A_IN: [u8; 4] = [0, 1, 0, 1];
+    let questions = message.get(HEADER..).unwrap_or_default();
+    let name_length = questions.iter().position(|&b| b == 0).map_or(0, |end| end + 1);
+    let question = questions.get(..name_length + A_IN.len()).unwrap_or_default();
+    let known = question == [name, &A_IN].concat().as_slice();
+    let mut out = message.get(..2).unwrap_or_default().to_vec();
+    // A response, recursion available; one question, one answer or none, nothing further.
+    out.extend([0x81, 0x80, 0, 1, 0, u8::from(known), 0, 0, 0, 0]);
+    out.extend(question);
+    if known {
+        // The question's name, type and class, for a minute, four bytes.
+        out.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        out.extend(address.octets());
+    }
+    out
 }

@@ -180,10 +180,18 @@ impl Kms {
 
     /// All Secret manifests now in the store, file name and text.
     pub fn secrets(&self) -> Result<Vec<(String, String)>> {
-        let store = self.store();
+        self.manifests("Secret")
+    }
+
+    /// All SealedVolume manifests now in the store, file name and text.
+    pub fn volumes(&self) -> Result<Vec<(String, String)>> {
+        self.manifests("SealedVolume")
+    }
+
+    fn manifests(&self, kind: &str) -> Result<Vec<(String, String)>> {
         let mut all = Vec::new();
-        collect(&store, &mut all)?;
-        all.retain(|(_, text)| text.lines().any(|l| l.trim() == "kind: Secret"));
+        collect(&self.store(), &mut all)?;
+        all.retain(|(_, text)| text.lines().any(|l| l.trim() == format!("kind: {kind}")));
         Ok(all)
     }
 }

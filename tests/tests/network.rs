@@ -1,8 +1,12 @@
 //! Finding the key server, and speaking with it, where the network or the clock is not as one would wish.
 
+use std::net::{Ipv4Addr, UdpSocket};
+
 use latchkey_tests::{
-    error::Result,
+    error::{Doing, Result},
+    front::Dns,
     kms::Kms,
+    lan::{HOST, Lan},
     scenario::{CloudConfig, Machine, Mesh, Unlocked, static_secret_with},
     vm::Vm,
 };
@@ -25,4 +29,23 @@ fn ipv6_only() -> Result<()> {
     let machine = static_secret_with(&kms, "ipv6", &CloudConfig::of(&kms), PASSPHRASE)?;
     kms.start()?;
     lets_itself_in(&kms, &machine, machine.vm("boot")?.ipv6_only())
+}
+
+fn dns_socket(lan: &Lan) -> Result<UdpSocket> {
+    lan.within(|| UdpSocket::bind((HOST, 53)))?.doing(|| "listen for DNS".into())
+}
+
+/// The fast initramfs has no file of the C library's resolver.
+#[test]
+fn dns_without_libnss() -> Result<()> {
+    const NAME: &str = "kms.latchkey.example.org";
+    let lan = Lan::new("dns", HOST)?;
+    let dns = Dns::of(dns_socket(&lan)?, NAME, Ipv4Addr::new(10, 77, 0, 1));
+    let mut kms = Kms::on_lan("dns")?;
+    let config = CloudConfig::online(&kms.url_of(NAME));
+    let machine = static_secret_with(&kms, "dns", &config, PASSPHRASE)?;
+    kms.start_in(&lan)?;
+    lets_itself_in(&kms, &machine, machine.vm("boot")?.lan(&lan))?;
+    assert_ne!(dns.heard(), 0);
+    Ok(())
 }
