@@ -38,6 +38,12 @@ pub enum Error {
     BadIdentity { path: PathBuf, reason: String },
 
     #[error(
+        "{path} cannot be understood: {reason}; was it written by another version of \
+         kcrypt-discovery-challenger?"
+    )]
+    BadTimeline { path: PathBuf, reason: String },
+
+    #[error(
         "the mesh identity was made for network {handed_over:?}, but latchkey.mesh.network is \
          {configured:?}: the key of one network is never used in another; reboot to get the key \
          of {configured:?}"
@@ -93,6 +99,7 @@ impl Error {
         match self {
             Self::PublicKey
             | Self::File { .. }
+            | Self::BadTimeline { .. }
             | Self::AgentRunning
             | Self::Output(_)
             | Self::Json(_)

@@ -136,10 +136,25 @@ impl HandOver {
     /// How the disk was opened in this boot. One that cannot be read is none: it explains, it
     /// decides nothing.
     pub fn timeline(&self) -> Result<Option<Timeline>> {
-        let Some(bytes) = read(&self.timeline_path(), MAX_TIMELINE)? else { return Ok(None) };
-        Ok(Timeline::from_json(&bytes)
-            .inspect_err(|error| log::warn!("timeline.json: {error}"))
-            .ok())
+        match self.boot() {
+            Err(error @ Error::BadTimeline { .. }) => {
+                log::warn!("{error}");
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
+    /// The same for whoever asks for nothing else.
+    ///
+    /// # Errors
+    /// [`Error::BadTimeline`] if it cannot be understood.
+    pub fn boot(&self) -> Result<Option<Timeline>> {
+        let path = self.timeline_path();
+        let Some(bytes) = read(&path, MAX_TIMELINE)? else { return Ok(None) };
+        let bad =
+            |error: latchkey_wire::Error| Error::BadTimeline { path, reason: error.to_string() };
+        Timeline::from_json(&bytes).map(Some).map_err(bad)
     }
 
     pub fn state(&self) -> Result<State> {

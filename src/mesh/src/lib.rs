@@ -3,6 +3,8 @@
 
 pub mod address;
 pub mod agent;
+pub mod boot;
+pub mod cli;
 pub mod device;
 pub mod error;
 pub mod handover;

@@ -5,63 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use latchkey_config::cmdline::CMDLINE;
-use latchkey_config::{DIRS, Local, Mesh};
+use latchkey_config::{Local, Mesh};
 use latchkey_mesh::agent;
+use latchkey_mesh::boot::BootReport;
+use latchkey_mesh::cli::{Arguments, HandoverVerb, Verb};
 use latchkey_mesh::error::{Error, Result};
 use latchkey_mesh::handover::{self, HandOver};
 use latchkey_mesh::status::Status;
 use nix::sys::stat::fstat;
-
-/// The mesh agent of a machine that lets itself in, and the operator's command beside it.
-///
-/// Exit codes: 0 done; 1 internal; 2 usage; 3 `status`: the mesh is not up; 10 configuration; 50 no
-/// mesh identity; 60 not permitted; 61 no WireGuard in the kernel; 62 the interface's name belongs
-/// to something else; 63 the port is taken; 64 the kernel refused something.
-#[derive(Debug, Parser)]
-#[command(name = "latchkey", version)]
-struct Arguments {
-    /// Read cloud-config below this directory instead; may be given more than once.
-    #[arg(long, global = true, value_name = "DIR", default_values = DIRS)]
-    cloud_config: Vec<PathBuf>,
-
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Bring the WireGuard device up and keep it as it should be. SIGTERM ends the agent and leaves
-    /// the device up.
-    Agent {
-        /// Take the device away instead, and with it the key of this boot. Stop the service first.
-        #[arg(long)]
-        down: bool,
-    },
-    /// Show this node: key, address, identity, peers. Needs CAP_NET_ADMIN.
-    Status {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// The identity handed over by the initramfs, as latchkey.service handles it.
-    #[command(subcommand)]
-    Handover(HandoverVerb),
-}
-
-#[derive(Debug, Subcommand)]
-enum HandoverVerb {
-    /// Succeed if the agent has a reason to start; otherwise say why not and exit with 1 (for
-    /// ExecCondition=).
-    Check,
-    /// Remove every copy of the private key below /run, once the agent has it (for ExecStartPost=).
-    Forget {
-        /// Where systemd put the credential.
-        #[arg(long, value_name = "DIR")]
-        credentials: Option<PathBuf>,
-    },
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -81,7 +34,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.verb {
         Verb::Agent { down: false } => agent::run(&mesh()?, &hand_over)?,
         Verb::Agent { down: true } => take_down(&mesh()?, &hand_over)?,
-        Verb::Status { json } => return show_status(&Status::read(&mesh()?, &hand_over)?, *json),
+        Verb::Status { boot: true, json } => {
+            return show_boot(&BootReport::read(&hand_over)?, *json);
+        }
+        Verb::Status { boot: false, json } => {
+            return show_status(&Status::read(&mesh()?, &hand_over)?, *json);
+        }
         Verb::Handover(HandoverVerb::Check) => return check(mesh(), &hand_over),
         Verb::Handover(HandoverVerb::Forget { credentials }) => {
             handover::forget(&hand_over, credentials.as_deref())?
@@ -113,9 +71,18 @@ fn take_down(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
 fn show_status(status: &Status, json: bool) -> Result<ExitCode> {
     let text =
         if json { format!("{}\n", status.to_json()?) } else { status.to_text(SystemTime::now()) };
+    show(&text, status.is_up())
+}
+
+fn show_boot(report: &BootReport, json: bool) -> Result<ExitCode> {
+    let text = if json { format!("{}\n", report.to_json()?) } else { report.to_text() };
+    show(&text, report.is_open())
+}
+
+fn show(text: &str, good: bool) -> Result<ExitCode> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
-        _ => Ok(ExitCode::from(if status.is_up() { 0 } else { 3 })),
+        _ => Ok(ExitCode::from(if good { 0 } else { 3 })),
     }
 }
 

@@ -231,14 +231,19 @@ impl fmt::Display for IdentityStatus {
 
 impl fmt::Display for BootStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.outcome, self.mode) {
-            (Outcome::Unlocked, Mode::Online) => "unlocked by the key server",
-            (Outcome::Unlocked, Mode::Offline) => "unlocked by the TPM",
-            (Outcome::Recovery, _) => "unlocked with the recovery passphrase",
-            (Outcome::Refused, _) => "refused by the key server",
-            (Outcome::Failed, _) => "not unlocked",
-        })?;
+        f.write_str(describe(self.outcome, self.mode))?;
         self.reason.as_ref().map_or(Ok(()), |reason| write!(f, " ({reason})"))
+    }
+}
+
+/// How an unlock ended, in a few words.
+pub(crate) fn describe(outcome: Outcome, mode: Mode) -> &'static str {
+    match (outcome, mode) {
+        (Outcome::Unlocked, Mode::Online) => "unlocked by the key server",
+        (Outcome::Unlocked, Mode::Offline) => "unlocked by the TPM",
+        (Outcome::Recovery, _) => "unlocked with the recovery passphrase",
+        (Outcome::Refused, _) => "refused by the key server",
+        (Outcome::Failed, _) => "not unlocked",
     }
 }
 
