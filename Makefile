@@ -58,6 +58,13 @@ install:
 	install -D -m 644 systemd/latchkey.service $(DESTDIR)$(PREFIX)/lib/systemd/system/latchkey.service
 	install -d $(DESTDIR)$(PREFIX)/share/latchkey/grub
 	install -m 644 grub/* $(DESTDIR)$(PREFIX)/share/latchkey/grub/
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 644 man/* $(DESTDIR)$(PREFIX)/share/man/man8/
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	install -d $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	install -m 644 completions/bash/* $(DESTDIR)$(PREFIX)/share/bash-completion/completions/
+	install -m 644 completions/zsh/* $(DESTDIR)$(PREFIX)/share/zsh/site-functions/
+	install -m 644 completions/fish/* $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/
 	install -D -m 644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/latchkey/copyright
 
 clean:
