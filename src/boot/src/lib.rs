@@ -25,6 +25,7 @@ pub mod oem;
 pub mod passphrase;
 pub mod plugin;
 pub mod prompt;
+pub mod resolver;
 pub mod unlock;
 
 pub use error::BootError;

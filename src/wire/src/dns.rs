@@ -98,20 +98,27 @@ impl std::fmt::Debug for Name {
     }
 }
 
-/// A query: standard, recursion desired, one question or several (several are for mDNS only).
-///
-/// `unicast` asks an mDNS responder to answer to the sender alone.
+/// A query to a name server, which is to ask on for us.
 #[must_use]
-pub fn query(id: u16, questions: &[(&Name, Kind)], unicast: bool) -> Vec<u8> {
+pub fn query(id: u16, name: &Name, kind: Kind) -> Vec<u8> {
+    encode(id, RECURSION_DESIRED, CLASS_IN, &[(name, kind)])
+}
+
+/// A query to everybody on the link (RFC 6762 §5). `unicast` asks to be answered alone.
+#[must_use]
+pub fn multicast_query(questions: &[(&Name, Kind)], unicast: bool) -> Vec<u8> {
+    encode(0, 0, if unicast { CLASS_IN | TOP_BIT } else { CLASS_IN }, questions)
+}
+
+fn encode(id: u16, flags: u16, class: u16, questions: &[(&Name, Kind)]) -> Vec<u8> {
     let count = u16::try_from(questions.len()).unwrap_or(u16::MAX);
     let mut out = Vec::with_capacity(12 + 64 * questions.len());
-    for field in [id, RECURSION_DESIRED, count, 0, 0, 0] {
+    for field in [id, flags, count, 0, 0, 0] {
         out.extend(field.to_be_bytes());
     }
     for (name, kind) in questions.iter().take(usize::from(count)) {
         out.extend(&name.0);
         out.extend((*kind as u16).to_be_bytes());
-        let class = if unicast { CLASS_IN | TOP_BIT } else { CLASS_IN };
         out.extend(class.to_be_bytes());
     }
     out
@@ -397,7 +404,7 @@ mod tests {
         assert!(Response::parse(&response([0, 1, 0, 0], a)).is_ok());
         let cases: &[(&str, Vec<u8>)] = &[
             ("nothing", Vec::new()),
-            ("a query", query(1, &[(&name("a"), Kind::A)], false)),
+            ("a query", query(1, &name("a"), Kind::A)),
             ("bytes left over", response([0, 1, 0, 0], &[a, b"x"].concat())),
             ("a record that is missing", response([0, 2, 0, 0], a)),
             ("65,535 records", response([0xffff; 4], a)),

@@ -1,0 +1,421 @@
+//! mDNS (RFC 6762) and DNS-SD (RFC 6763): finding `NAME.local`, and the `_kcrypt._tcp` service on it, by
+//! asking everybody on the link (`protocols/kcrypt.md` §10.6).
+//!
+//! A packet is lost now and then, so the query is repeated until the time is up, on every interface and over
+//! both families. Nothing here is authenticated: whoever answers first is asked first, and it is TLS that tells
+//! who it is.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use latchkey_wire::dns::{Data, Kind, Name, Response, multicast_query};
+use nix::net::if_::{InterfaceFlags, if_nametoindex};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt,
+};
+
+const GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
+const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
+const PORT: u16 = 5353;
+/// What the key server's responder announces.
+pub const SERVICE: &str = "_kcrypt._tcp.local";
+
+/// The first repetition; each further pause is twice as long, up to the second of these.
+const REPEAT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+/// Once there is an address, this long for more of them.
+const MORE: Duration = Duration::from_millis(100);
+/// A host that answers but announces no service is taken with the URL's port after this long.
+const SERVICE_PATIENCE: Duration = Duration::from_millis(1500);
+/// RFC 6762 §17.
+const DATAGRAM: usize = 9000;
+const MAX_INTERFACES: usize = 16;
+/// Most that is remembered of what strangers announce.
+const MAX_KNOWN: usize = 64;
+
+/// What is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// A name that ends in `.local`.
+    pub host: &'a Name,
+    /// The port where no service says another.
+    pub port: u16,
+    /// Whether a [`SERVICE`] on the host may say which port it has.
+    pub service: bool,
+}
+
+/// An interface that is up and takes multicast.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Link {
+    name: String,
+    index: u32,
+    is_v4: bool,
+}
+
+/// Whether there is any interface to ask on.
+#[must_use]
+pub fn has_link() -> bool {
+    !links().is_empty()
+}
+
+fn links() -> BTreeSet<Link> {
+    let all = match nix::ifaddrs::getifaddrs() {
+        Ok(all) => all,
+        Err(errno) => {
+            log::debug!("listing the interfaces: {errno}");
+            return BTreeSet::new();
+        }
+    };
+    let wanted =
+        InterfaceFlags::IFF_UP | InterfaceFlags::IFF_MULTICAST | InterfaceFlags::IFF_RUNNING;
+    all.filter(|interface| interface.flags.contains(wanted))
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let is_v4 = address.as_sockaddr_in().is_some();
+            let has_address = is_v4 || address.as_sockaddr_in6().is_some();
+            let index = if_nametoindex(interface.interface_name.as_str()).ok()?;
+            has_address.then_some(Link { name: interface.interface_name, index, is_v4 })
+        })
+        .take(2 * MAX_INTERFACES)
+        .collect()
+}
+
+/// The addresses of the wanted host, with the port of its service.
+///
+/// # Errors
+/// `TimedOut` when nobody answers before `until`.
+pub fn find(wanted: Wanted<'_>, until: Instant) -> io::Result<Vec<SocketAddr>> {
+    let service = Name::new(SERVICE).map_err(io::Error::other)?;
+    let mut known = Known::default();
+    let mut ears: Vec<Ear> = Vec::new();
+    let (mut due, mut pause, mut round) = (Instant::now(), REPEAT.0, 0_u32);
+    loop {
+        let now = Instant::now();
+        if let Some((found, since)) = known.verdict(wanted, &service)
+            && now >= (since + MORE).min(until)
+        {
+            return Ok(found);
+        }
+        if now >= until {
+            let found = known.addresses(wanted.host, wanted.port);
+            let asked: Vec<_> = ears.iter().map(|ear| ear.link.name.as_str()).collect();
+            let asked: BTreeSet<_> = asked.into_iter().collect();
+            let asked: Vec<_> = asked.into_iter().collect();
+            let why = match asked.as_slice() {
+                [] => "no interface is up to ask by mDNS on".into(),
+                on => format!("nobody answered to mDNS on {}", on.join(", ")),
+            };
+            return if found.is_empty() {
+                Err(io::Error::new(io::ErrorKind::TimedOut, why))
+            } else {
+                Ok(found)
+            };
+        }
+        if now >= due || known.has_news() {
+            // Interfaces come up while we wait.
+            listen_on_new(&mut ears);
+            let questions = known.questions(wanted, &service);
+            // Every other time as an ordinary query, for responders that only know those.
+            let query = multicast_query(&questions, round % 2 == 0);
+            for ear in ears.iter().filter(|ear| ear.is_voice) {
+                ear.say(&query);
+            }
+            (due, round) = (now + pause, round + 1);
+            pause = (pause * 2).min(REPEAT.1);
+        }
+        let next = known.verdict(wanted, &service).map(|(_, since)| since + MORE);
+        let next = next.into_iter().chain([due, until, known.patience_ends()]).min();
+        hear(&ears, next.unwrap_or(until), &mut known);
+    }
+}
+
+fn listen_on_new(ears: &mut Vec<Ear>) {
+    for link in links() {
+        if ears.iter().any(|ear| ear.link == link) {
+            continue;
+        }
+        for is_voice in [true, false] {
+            match Ear::new(&link, is_voice) {
+                Ok(ear) => ears.push(ear),
+                Err(error) => log::debug!("mDNS on {}: {error}", link.name),
+            }
+        }
+    }
+}
+
+/// A socket of one interface and one family: a voice with a port of its own, that is answered alone (RFC 6762
+/// §6.7), or one that hears what is said to everybody.
+struct Ear {
+    link: Link,
+    is_voice: bool,
+    socket: UdpSocket,
+}
+
+impl Ear {
+    fn new(link: &Link, is_voice: bool) -> io::Result<Self> {
+        let family = if link.is_v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd: OwnedFd = socket(family, SockType::Datagram, flags, None)?;
+        setsockopt(&fd, sockopt::BindToDevice, &link.name.clone().into())?;
+        let port = if is_voice { 0 } else { PORT };
+        if !is_voice {
+            // A responder may run on this machine.
+            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            setsockopt(&fd, sockopt::ReusePort, &true)?;
+        }
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
+        if link.is_v4 {
+            bind(raw, &SockaddrIn::new(0, 0, 0, 0, port))?;
+        } else {
+            setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+            let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+            bind(raw, &SockaddrIn6::from(any))?;
+        }
+        let socket = UdpSocket::from(fd);
+        if !is_voice && link.is_v4 {
+            // The device it is bound to says which interface.
+            socket.join_multicast_v4(&GROUP_V4, &Ipv4Addr::UNSPECIFIED)?;
+        } else if !is_voice {
+            socket.join_multicast_v6(&GROUP_V6, link.index)?;
+        }
+        Ok(Self { link: link.clone(), is_voice, socket })
+    }
+
+    fn say(&self, query: &[u8]) {
+        let group: SocketAddr = if self.link.is_v4 {
+            (GROUP_V4, PORT).into()
+        } else {
+            SocketAddrV6::new(GROUP_V6, PORT, 0, self.link.index).into()
+        };
+        if let Err(error) = self.socket.send_to(query, group) {
+            log::debug!("mDNS on {}: {error}", self.link.name);
+        }
+    }
+}
+
+fn hear(ears: &[Ear], until: Instant, known: &mut Known) {
+    let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+    let mut fds: Vec<_> =
+        ears.iter().map(|ear| PollFd::new(ear.socket.as_fd(), PollFlags::POLLIN)).collect();
+    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+    if let Err(errno) = poll(&mut fds, timeout) {
+        log::debug!("poll: {errno}");
+    }
+    let mut buffer = [0; DATAGRAM];
+    for ear in ears {
+        // A flood must not keep us from the others.
+        for _ in 0..16 {
+            let Ok((length, from)) = ear.socket.recv_from(&mut buffer) else { break };
+            // RFC 6762 §6: a responder sends from this port, and nobody without its privilege can.
+            if from.port() != PORT {
+                continue;
+            }
+            match Response::parse(buffer.get(..length).unwrap_or_default()) {
+                Ok(response) => known.learn(&response, ear.link.index),
+                Err(error) => log::debug!("mDNS from {from}: {error}"),
+            }
+        }
+    }
+}
+
+/// What has been heard so far.
+#[derive(Debug, Default)]
+struct Known {
+    addresses: Vec<(Name, IpAddr, u32)>,
+    /// Instance of a service, port, host.
+    services: Vec<(Name, u16, Name)>,
+    /// Instances whose host and port are not known yet.
+    instances: BTreeSet<Name>,
+    asked: usize,
+    first: Option<Instant>,
+}
+
+impl Known {
+    /// Takes what a response says, heard on the interface with this number.
+    fn learn(&mut self, response: &Response, link: u32) {
+        if response.rcode != 0 {
+            return;
+        }
+        for record in response.records.iter().filter(|record| record.ttl > 0) {
+            match &record.data {
+                Data::Address(address) => {
+                    let one = (record.name.clone(), *address, link);
+                    if self.addresses.len() < MAX_KNOWN && !self.addresses.contains(&one) {
+                        self.addresses.push(one);
+                    }
+                }
+                Data::Service { port, target } => {
+                    let one = (record.name.clone(), *port, target.clone());
+                    if self.services.len() < MAX_KNOWN && !self.services.contains(&one) {
+                        self.services.push(one);
+                    }
+                }
+                Data::Pointer(instance) => {
+                    if self.instances.len() < MAX_KNOWN {
+                        self.instances.insert(instance.clone());
+                    }
+                }
+                Data::Alias(_) | Data::Other => {}
+            }
+        }
+    }
+
+    /// Whether a service was named that has not been asked about yet.
+    fn has_news(&self) -> bool {
+        self.instances.len() > self.asked
+    }
+
+    fn questions<'a>(&'a mut self, wanted: Wanted<'a>, service: &'a Name) -> Vec<(&'a Name, Kind)> {
+        self.asked = self.instances.len();
+        let mut questions = vec![(wanted.host, Kind::A), (wanted.host, Kind::Aaaa)];
+        if wanted.service {
+            questions.insert(0, (service, Kind::Ptr));
+            let open = self.instances.iter().filter(|instance| {
+                instance.is_below(service) && !self.services.iter().any(|(of, ..)| of == *instance)
+            });
+            questions.extend(open.take(8).map(|instance| (instance, Kind::Srv)));
+        }
+        questions
+    }
+
+    /// The host's addresses, and since when they are known; nothing while its service may still follow.
+    fn verdict(
+        &mut self,
+        wanted: Wanted<'_>,
+        service: &Name,
+    ) -> Option<(Vec<SocketAddr>, Instant)> {
+        if self.addresses(wanted.host, wanted.port).is_empty() {
+            return None;
+        }
+        let since = *self.first.get_or_insert_with(Instant::now);
+        if !wanted.service {
+            return Some((self.addresses(wanted.host, wanted.port), since));
+        }
+        let ports: BTreeSet<u16> = self
+            .services
+            .iter()
+            .filter(|(instance, _, host)| instance.is_below(service) && host == wanted.host)
+            .map(|(_, port, _)| *port)
+            .collect();
+        if ports.is_empty() {
+            let found = self.addresses(wanted.host, wanted.port);
+            return (since.elapsed() >= SERVICE_PATIENCE).then_some((found, since));
+        }
+        let found = ports.into_iter().flat_map(|port| self.addresses(wanted.host, port));
+        Some((found.collect(), since))
+    }
+
+    /// When a host without a service is taken as it is.
+    fn patience_ends(&self) -> Instant {
+        let now = Instant::now();
+        let ends = self.first.map(|first| first + SERVICE_PATIENCE);
+        ends.filter(|ends| *ends > now).unwrap_or(now + REPEAT.1)
+    }
+
+    fn addresses(&self, host: &Name, port: u16) -> Vec<SocketAddr> {
+        let of_host = self.addresses.iter().filter(|(name, ..)| name == host);
+        let mut found = Vec::new();
+        for (_, address, link) in of_host {
+            let address = match address {
+                // Such an address means something on its link only.
+                IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+                    SocketAddrV6::new(*v6, port, 0, *link).into()
+                }
+                address => SocketAddr::new(*address, port),
+            };
+            if !found.contains(&address) {
+                found.push(address);
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use latchkey_wire::dns::Record;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn response(records: Vec<(&str, u32, Data)>) -> Response {
+        let record = |(of, ttl, data)| Record { name: name(of), ttl, data };
+        let records = records.into_iter().map(record).collect();
+        Response { id: 0, truncated: false, rcode: 0, questions: Vec::new(), records }
+    }
+
+    fn address(text: &str) -> Data {
+        Data::Address(text.parse().unwrap())
+    }
+
+    fn service(port: u16, host: &str) -> Data {
+        Data::Service { port, target: name(host) }
+    }
+
+    #[test]
+    fn a_service_says_the_port_of_its_own_host_only() {
+        let (host, kind) = (name("KMS.local"), name(SERVICE));
+        let wanted = Wanted { host: &host, port: 80, service: true };
+        let mut known = Known::default();
+        known.learn(
+            &response(vec![
+                ("other._kcrypt._tcp.local", 9, service(1, "other.local")),
+                ("x._http._tcp.local", 9, service(2, "kms.local")),
+                ("gone._kcrypt._tcp.local", 0, service(3, "kms.local")),
+                ("kms.local", 9, address("10.0.0.1")),
+            ]),
+            1,
+        );
+        assert!(known.verdict(wanted, &kind).is_none(), "the service may still follow");
+        known.learn(&response(vec![("a._kcrypt._tcp.local", 9, service(8082, "Kms.Local"))]), 1);
+        let (found, _) = known.verdict(wanted, &kind).unwrap();
+        assert_eq!(found, ["10.0.0.1:8082".parse().unwrap()]);
+    }
+
+    #[test]
+    fn an_address_of_the_link_keeps_the_link_it_was_heard_on() {
+        let host = name("kms.local");
+        let mut known = Known::default();
+        let records = vec![
+            ("kms.local", 9, address("fe80::1")),
+            ("kms.local", 9, address("fd00::1")),
+            ("kms.local", 9, address("fd00::1")),
+            ("sms.local", 9, address("fd00::2")),
+        ];
+        known.learn(&response(records), 7);
+        let wanted = Wanted { host: &host, port: 80, service: false };
+        let (found, _) = known.verdict(wanted, &name(SERVICE)).unwrap();
+        let link = SocketAddrV6::new("fe80::1".parse().unwrap(), 80, 0, 7);
+        assert_eq!(found, [link.into(), "[fd00::1]:80".parse().unwrap()]);
+    }
+
+    #[test]
+    fn an_instance_without_a_place_is_asked_for_it() {
+        let (host, kind) = (name("kms.local"), name(SERVICE));
+        let wanted = Wanted { host: &host, port: 80, service: true };
+        let mut known = Known::default();
+        assert_eq!(known.questions(wanted, &kind).len(), 3);
+        assert!(!known.has_news());
+        let instance = name("a._kcrypt._tcp.local");
+        known.learn(&response(vec![(SERVICE, 9, Data::Pointer(instance.clone()))]), 1);
+        assert!(known.has_news());
+        assert!(known.questions(wanted, &kind).contains(&(&instance, Kind::Srv)));
+        assert!(!known.has_news());
+    }
+
+    #[test]
+    fn what_strangers_announce_is_bounded() {
+        let mut known = Known::default();
+        for number in 0..1000 {
+            let of = format!("n{number}.local");
+            known.learn(&response(vec![(&of, 9, address("10.0.0.1"))]), 1);
+        }
+        assert_eq!(known.addresses.len(), MAX_KNOWN);
+    }
+}
