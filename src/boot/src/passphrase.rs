@@ -7,21 +7,20 @@ use std::time::{Duration, Instant};
 
 use latchkey_config::{Challenger, Config};
 use latchkey_tpm::{BLOB_MAX, EndorsementKey, Tpm, TpmError};
+use latchkey_wire::release::{Refusal, Release};
 use latchkey_wire::timeline::Mode;
-use latchkey_wire::v1::{Refusal, Release};
 use zeroize::Zeroizing;
 
 use crate::BootError;
 use crate::clock::Steps;
-use crate::dial::Endpoint;
+use crate::dial::{Endpoint, tls};
+use crate::exchange::race::{self, Ask, Server, Verdict, Wish};
 use crate::exchange::{Attested, ExchangeError, Partition, Stage};
 use crate::network::Changes;
 
 /// A LUKS passphrase.
 pub type Passphrase = Zeroizing<Vec<u8>>;
 
-/// Pauses between attempts double from the first to the last of these, give or take a half.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 /// A word on the console this often while nothing happens.
 const REMINDER: Duration = Duration::from_secs(10);
 
@@ -36,7 +35,7 @@ pub fn mode(config: &Config) -> Mode {
 #[allow(clippy::large_enum_variant)] // there is one, on the stack
 pub enum Source<'a> {
     Offline { tpm: &'a mut Tpm, settings: &'a Challenger },
-    Online { attested: Attested<'a>, server: Endpoint, settings: &'a Challenger },
+    Online { attested: Attested<'a>, servers: Vec<Server>, settings: &'a Challenger },
 }
 
 impl<'a> Source<'a> {
@@ -50,18 +49,24 @@ impl<'a> Source<'a> {
         settings: &'a Challenger,
         steps: &Steps,
     ) -> Result<Self, BootError> {
-        let Some(url) = settings.servers.first() else {
+        if settings.servers.is_empty() && !settings.mdns {
             return Ok(Self::Offline { tpm, settings });
-        };
-        if settings.mdns {
-            return Err(BootError::Setting(
-                "kcrypt.challenger.mdns: this version finds no server by mDNS; give challenger_server an address"
-                    .into(),
-            ));
         }
-        let server = Endpoint::new(url, settings.certificate.as_deref())?;
-        let attested = steps.time("tpm-attestation-key", || Attested::new(tpm, ek))?;
-        Ok(Self::Online { attested, server, settings })
+        let servers = Endpoint::all(settings)?;
+        if servers.iter().any(Endpoint::is_secure)
+            && let Some(lag) = tls::lag()
+        {
+            let days = lag.as_secs() / 86_400;
+            log::warn!(
+                "this machine's clock is {days} days behind the date of this program; certificates are held to that date"
+            );
+        }
+        let servers =
+            servers.into_iter().map(|server| Server::new(server, settings.protocol)).collect();
+        let attested = steps.time("tpm-attestation-key", || {
+            Attested::new(tpm, ek, &settings.pcrs, is_live_system())
+        })?;
+        Ok(Self::Online { attested, servers, settings })
     }
 
     /// The passphrase for `partition`, asked for until it comes, a refusal comes, or the deadline.
@@ -78,13 +83,13 @@ impl<'a> Source<'a> {
             Self::Offline { tpm, settings } => {
                 steps.time("tpm-unseal", || unseal_offline(tpm, settings))
             }
-            Self::Online { attested, server, settings } => {
-                await_route(server, deadline, steps)?;
-                let release = retried(deadline, || {
-                    let asked = || attested.get_pass(server, partition, deadline.at);
-                    Ok(steps.time("exchange", asked)??)
-                })?;
-                open_release(attested.tpm(), settings, release, steps)
+            Self::Online { .. } => {
+                let answer =
+                    steps.time("exchange", || self.ask(partition, Wish::Release, deadline, steps));
+                match answer? {
+                    Verdict::Refused(refusal, _) => Err(refusal.into()),
+                    verdict => self.open(verdict, steps),
+                }
             }
         }
     }
@@ -102,28 +107,75 @@ impl<'a> Source<'a> {
     ) -> Result<Passphrase, BootError> {
         match self {
             Self::Offline { tpm, settings } => enrol_offline(tpm, settings),
-            Self::Online { .. } => match self.release(partition, deadline, steps) {
-                Err(BootError::Refused(Refusal::NoSecret(_))) => {
-                    self.post_new(partition, deadline)?;
-                    // What the server gives out now is the passphrase, whoever posted first.
-                    self.release(partition, deadline, steps)
+            Self::Online { .. } => {
+                match self.ask(partition, Wish::Enrol, deadline, steps)? {
+                    Verdict::Refused(Refusal::NoSecret(_), number) => {
+                        // What the server gives out now is the passphrase, whoever posted first.
+                        self.post_new(number, partition, deadline, steps)?;
+                        self.release(partition, deadline, steps)
+                    }
+                    Verdict::Refused(refusal, _) => Err(refusal.into()),
+                    verdict => self.open(verdict, steps),
                 }
-                released => released,
-            },
+            }
         }
     }
 
-    fn post_new(&mut self, partition: &Partition, deadline: Deadline) -> Result<(), BootError> {
-        let Self::Online { attested, server, settings } = self else { return Ok(()) };
+    fn ask(
+        &mut self,
+        partition: &Partition,
+        wish: Wish,
+        deadline: Deadline,
+        steps: &Steps,
+    ) -> Result<Verdict, BootError> {
+        let Self::Online { attested, servers, .. } = self else { return Ok(Verdict::Kept) };
+        await_route(servers, deadline, steps)?;
+        let papers = attested.papers().clone();
+        let question = Ask { papers, partition: partition.clone(), wish, deadline: deadline.at };
+        race::ask(servers, attested, question, deadline)
+    }
+
+    fn open(&mut self, verdict: Verdict, steps: &Steps) -> Result<Passphrase, BootError> {
+        match (self, verdict) {
+            (Self::Online { attested, settings, .. }, Verdict::Released(release)) => {
+                open_release(attested.tpm(), settings, release, steps)
+            }
+            _ => Err(BootError::Unfinished),
+        }
+    }
+
+    /// Only a server of generation 1 asks for it, and it is left with the one that did.
+    fn post_new(
+        &mut self,
+        number: usize,
+        partition: &Partition,
+        deadline: Deadline,
+        steps: &Steps,
+    ) -> Result<(), BootError> {
+        let Self::Online { attested, servers, settings } = self else { return Ok(()) };
+        let Some(server) = servers.get(number).cloned() else { return Ok(()) };
         log::info!(
             "{} has no passphrase for {} yet; making one",
-            server.authority(),
+            server.endpoint().authority(),
             partition.label
         );
         let fresh = generate()?;
         let sealed = attested.tpm().seal_blob(settings.c_index, &fresh)?;
-        retried(deadline, || Ok(attested.post_pass(server, partition, &sealed, deadline.at)?))
+        let papers = attested.papers().clone();
+        let wish = Wish::Keep(sealed.to_vec());
+        let question = Ask { papers, partition: partition.clone(), wish, deadline: deadline.at };
+        let verdict = steps.time("post", || race::ask(&mut [server], attested, question, deadline));
+        match verdict? {
+            Verdict::Refused(refusal, _) => Err(refusal.into()),
+            Verdict::Released(_) | Verdict::Kept => Ok(()),
+        }
     }
+}
+
+/// An installer's PCRs are not those of the system it installs.
+fn is_live_system() -> bool {
+    std::fs::read_to_string("/proc/cmdline")
+        .is_ok_and(|text| latchkey_config::cmdline::is_live(&text))
 }
 
 /// When to give up, and how long that was from the start.
@@ -149,17 +201,17 @@ impl Deadline {
     }
 }
 
-/// Waits for the kernel to have a route to the server; what is said on the console says what for.
-fn await_route(server: &Endpoint, deadline: Deadline, steps: &Steps) -> Result<(), BootError> {
+/// Waits for the kernel to have a route to a server; what is said on the console says what for.
+fn await_route(servers: &[Server], deadline: Deadline, steps: &Steps) -> Result<(), BootError> {
     let changes = Changes::of_routes();
     let mut reminder = Instant::now() + Duration::from_secs(1);
     steps.time("route", || {
-        while !server.has_route() {
+        while !servers.iter().any(|server| server.endpoint().has_route()) {
             if deadline.passed() {
-                return Err(deadline.error(no_route(server)));
+                return Err(deadline.error(no_route(servers)));
             }
             if Instant::now() >= reminder {
-                log::info!("{}", no_route(server));
+                log::info!("{}", no_route(servers));
                 reminder = Instant::now() + REMINDER;
             }
             changes.wait(deadline.at);
@@ -168,45 +220,13 @@ fn await_route(server: &Endpoint, deadline: Deadline, steps: &Steps) -> Result<(
     })
 }
 
-fn no_route(server: &Endpoint) -> BootError {
+fn no_route(servers: &[Server]) -> BootError {
+    let names: Vec<_> = servers.iter().map(|server| server.endpoint().authority()).collect();
     BootError::Exchange(ExchangeError::Network {
         stage: Stage::Route,
-        server: server.authority(),
+        server: names.join(", "),
         error: std::io::Error::other("none yet"),
     })
-}
-
-/// Does `attempt` until it succeeds, fails for good, or the deadline passes.
-fn retried<T>(
-    deadline: Deadline,
-    mut attempt: impl FnMut() -> Result<T, BootError>,
-) -> Result<T, BootError> {
-    let mut pause = BACK_OFF.0;
-    loop {
-        let error = match attempt() {
-            Ok(done) => return Ok(done),
-            Err(error) if !error.is_transient() => return Err(error),
-            Err(error) => error,
-        };
-        let next = Instant::now() + jittered(pause);
-        if next >= deadline.at {
-            return Err(deadline.error(error));
-        }
-        let rest = next.saturating_duration_since(Instant::now());
-        log::warn!("{error}; trying again in {:.1} s", rest.as_secs_f32());
-        std::thread::sleep(rest);
-        pause = (pause * 2).min(BACK_OFF.1);
-    }
-}
-
-/// Half to one and a half of `pause`: machines that lost power together shall not ask together.
-fn jittered(pause: Duration) -> Duration {
-    let mut random = [0; 2];
-    if let Err(error) = getrandom::fill(&mut random) {
-        log::debug!("no jitter: {error}");
-    }
-    let fraction = f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX);
-    pause.mul_f64(0.5 + fraction)
 }
 
 pub(crate) fn unseal_offline(
@@ -239,10 +259,18 @@ fn open_release(
     release: Release,
     steps: &Steps,
 ) -> Result<Passphrase, BootError> {
-    match &release {
-        Release::Passphrase(text) => usable(text.clone()),
+    let disguised = release.sealed_in_disguise();
+    match release {
         Release::Sealed(blob) => {
-            usable(steps.time("tpm-unseal", || tpm.unseal_blob(settings.c_index, blob))?)
+            usable(steps.time("tpm-unseal", || tpm.unseal_blob(settings.c_index, &blob))?)
+        }
+        // A Go server of generation 2 hands out what generation 1 has left with it as it is.
+        Release::Passphrase(text) => {
+            match disguised.map(|blob| tpm.unseal_blob(settings.c_index, &blob)) {
+                Some(Ok(unsealed)) => usable(unsealed),
+                Some(Err(TpmError::Response { .. })) | None => usable(text),
+                Some(Err(error)) => Err(error.into()),
+            }
         }
     }
 }
@@ -277,17 +305,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pause_is_jittered_around_itself() {
-        for _ in 0..100 {
-            let pause = jittered(Duration::from_secs(2));
-            assert!(
-                (Duration::from_secs(1)..=Duration::from_secs(3)).contains(&pause),
-                "{pause:?}"
-            );
-        }
-    }
-
-    #[test]
     fn a_generated_passphrase_has_256_bits_of_letters_and_digits() {
         let (first, second) = (generate().unwrap(), generate().unwrap());
         assert_ne!(first, second);
@@ -301,27 +318,5 @@ mod tests {
             assert!(usable(Zeroizing::new(bad.to_vec())).is_err(), "{bad:?}");
         }
         assert!(usable(Zeroizing::new(b"with space and \xc3\xa9".to_vec())).is_ok());
-    }
-
-    #[test]
-    fn a_failure_for_good_is_not_retried() {
-        let mut attempts = 0;
-        let result: Result<(), _> = retried(Deadline::after(Duration::from_secs(60)), || {
-            attempts += 1;
-            Err(Refusal::Quarantined("x".into()).into())
-        });
-        assert!(matches!(result, Err(BootError::Refused(_))));
-        assert_eq!(attempts, 1);
-    }
-
-    #[test]
-    fn a_passing_failure_is_retried_until_the_deadline_and_named_then() {
-        let mut attempts = 0;
-        let result: Result<(), _> = retried(Deadline::after(Duration::from_secs(2)), || {
-            attempts += 1;
-            Err(ExchangeError::Closed { server: "kms".into() }.into())
-        });
-        assert!(matches!(result, Err(BootError::Deadline { .. })), "{result:?}");
-        assert!(attempts >= 2);
     }
 }

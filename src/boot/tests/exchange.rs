@@ -162,7 +162,7 @@ fn trouble_is_retried_until_the_deadline_and_then_named() {
         (
             "sends an error for a challenge",
             first(Message::text(r#"{"error":"no room"}"#)),
-            22,
+            21,
             "no room",
         ),
         ("sends 1 MiB", first(Message::binary(vec![b' '; 1 << 20])), 22, "not kcrypt's protocol"),

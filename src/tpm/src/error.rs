@@ -50,6 +50,11 @@ pub enum TpmError {
     #[error("{operation}: what the TPM sent cannot be read: {why}")]
     Malformed { operation: &'static str, why: String },
 
+    #[error(
+        "Quote: the PCRs were extended between each of {tries} quotes and the reading of their values. Something measures all the time; see the TPM event log"
+    )]
+    PcrsUnsteady { tries: u32 },
+
     #[error("{operation}: {error}")]
     Library { operation: &'static str, error: tss_esapi::Error },
 }

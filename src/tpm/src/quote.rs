@@ -28,7 +28,8 @@ impl Tpm {
     /// both again while they do not fit together.
     ///
     /// # Errors
-    /// [`TpmError::Malformed`] when the TPM has no SHA-256 bank or an index is out of range.
+    /// [`TpmError::Malformed`] when the TPM has no SHA-256 bank or an index is out of range;
+    /// [`TpmError::PcrsUnsteady`] when a PCR was extended each time.
     pub fn quote(
         &mut self,
         ak: &AttestationKey,
@@ -47,7 +48,7 @@ impl Tpm {
             }
             log::debug!("a PCR changed between the quote and the reading; quoting again");
         }
-        Err(malformed("the PCRs keep changing between the quote and the reading"))
+        Err(TpmError::PcrsUnsteady { tries: MAX_TRIES })
     }
 
     fn quote_once(

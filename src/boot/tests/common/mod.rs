@@ -55,11 +55,18 @@ impl Run {
 pub struct Machine {
     pub tpm: SoftTpm,
     pub config: Directory,
+    /// `latchkey.protocol`.
+    protocol: &'static str,
 }
 
 impl Machine {
+    /// A machine that speaks generation 1.
     pub fn new(tpm: SoftTpm) -> Self {
-        let machine = Self { tpm, config: Directory::new() };
+        Self::speaking("v1", tpm)
+    }
+
+    pub fn speaking(protocol: &'static str, tpm: SoftTpm) -> Self {
+        let machine = Self { tpm, config: Directory::new(), protocol };
         machine.configure("");
         machine
     }
@@ -70,7 +77,8 @@ impl Machine {
         let lines: String =
             challenger.lines().map(|line| format!("    {}\n", line.trim_end())).collect();
         self.write(&format!(
-            "kcrypt:\n  challenger:\n    tpm_device: {device}\n{lines}latchkey:\n  deadline: 10s\n"
+            "kcrypt:\n  challenger:\n    tpm_device: {device}\n{lines}latchkey:\n  deadline: 10s\n  protocol: {}\n",
+            self.protocol
         ));
     }
 

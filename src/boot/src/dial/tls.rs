@@ -1,0 +1,149 @@
+//! Whom to believe that it is the key server: the system's certificate authorities and `certificate`, at a time
+//! that this machine's clock may not know.
+//!
+//! # A clock that lags
+//!
+//! A machine without a battery starts in 1970, and nothing sets its clock before its disk is open. Such a clock is
+//! noticed: it shows a time before this program was built ([`floor`]). Then, and only then,
+//!
+//! * certificates are held to the floor instead of the clock: what had expired when the program was built is refused;
+//! * a certificate that begins after the floor is taken as proof that it is at least that late, and the chain is
+//!   held to that time. No authority issues certificates for times to come, so nothing is lost by it.
+//!
+//! What remains of a wrong clock: a certificate that has expired since the program was built passes. With a clock that
+//! is not behind the floor, all of this has no effect. The system's clock is not set; that is for others, after boot.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+
+use crate::exchange::ExchangeError;
+
+/// What a system trusts; Kairos adds `certificate` to it.
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// Certificates of a chain that may each begin later than the one before.
+const MAX_STEPS: usize = 4;
+
+/// The earliest time it can be: the date of the source this program was built from, in seconds since 1970.
+#[must_use]
+pub fn floor() -> Duration {
+    Duration::from_secs(env!("LATCHKEY_BUILD_DATE").parse().unwrap_or(0))
+}
+
+/// How far the system's clock is behind [`floor`], if it is.
+#[must_use]
+pub fn lag() -> Option<Duration> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    floor().checked_sub(now).filter(|lag| !lag.is_zero())
+}
+
+/// What to trust: `certificate`, in PEM, beside the system's authorities.
+///
+/// # Errors
+/// [`ExchangeError::Certificate`] when it cannot be read, or when there is nothing to trust at all.
+pub(super) fn config(certificate: Option<&str>) -> Result<Arc<ClientConfig>, ExchangeError> {
+    let bad = |why: String| ExchangeError::Certificate { why };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let roots = Arc::new(roots(certificate)?);
+    let inner = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
+        .build()
+        .map_err(|error| bad(error.to_string()))?;
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| bad(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(NotBefore { inner, floor }))
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+fn roots(certificate: Option<&str>) -> Result<RootCertStore, ExchangeError> {
+    let bad = |why: String| ExchangeError::Certificate { why };
+    let mut roots = RootCertStore::empty();
+    if let Ok(pem) = std::fs::read(SYSTEM_ROOTS) {
+        let system = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
+        roots.add_parsable_certificates(system);
+    }
+    if let Some(pem) = certificate {
+        let own: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+        let own = own.map_err(|error| bad(format!("{error:?}")))?;
+        if own.is_empty() {
+            return Err(bad("there is no PEM block of type CERTIFICATE in it".into()));
+        }
+        for certificate in own {
+            roots.add(certificate).map_err(|error| bad(error.to_string()))?;
+        }
+    }
+    if roots.is_empty() {
+        return Err(bad(format!(
+            "the server's URL wants TLS, and there is neither `certificate` nor {SYSTEM_ROOTS}"
+        )));
+    }
+    Ok(roots)
+}
+
+/// rustls' own verification, at a time that is not before the floor.
+#[derive(Debug)]
+struct NotBefore {
+    inner: Arc<WebPkiServerVerifier>,
+    floor: fn() -> Duration,
+}
+
+impl ServerCertVerifier for NotBefore {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verify = |at| {
+            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at)
+        };
+        let floor = UnixTime::since_unix_epoch((self.floor)());
+        if now >= floor {
+            return verify(now);
+        }
+        let mut at = floor;
+        for _ in 0..MAX_STEPS {
+            match verify(at) {
+                Err(Error::InvalidCertificate(CertificateError::NotValidYetContext {
+                    not_before,
+                    ..
+                })) if not_before > at => at = not_before,
+                verified => return verified,
+            }
+        }
+        verify(at)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
