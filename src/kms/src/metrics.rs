@@ -27,6 +27,8 @@ pub(crate) enum Drop {
     Full,
     /// It made place for another.
     Crowded,
+    /// Its peer said nothing.
+    Silent,
     /// Its address had too many handshakes.
     Limited,
     /// No TLS came about.
@@ -40,6 +42,7 @@ impl Drop {
         match self {
             Self::Full => "full",
             Self::Crowded => "crowded",
+            Self::Silent => "silent",
             Self::Limited => "limited",
             Self::Tls => "tls",
             Self::Http => "http",

@@ -9,9 +9,7 @@ use std::{
 };
 
 use latchkey_wire::v1::Token;
-use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_types::PrivateKeyDer,
-};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::PrivateKeyDer};
 use tungstenite::{
     Message,
     protocol::frame::{
@@ -275,7 +273,7 @@ fn beyond_the_limit_the_oldest_that_has_proved_nothing_makes_place() {
     let directory = ordinary();
     let kms = Kms::start_with(directory.path(), &["--max-connections", "2"]);
     let header = MACHINE.token.authorization_header();
-    let mut open = || {
+    let open = || {
         let mut socket = kms.open("/getPass", &header, PERSISTENT);
         let challenge = rig::challenge(&mut socket);
         (socket, challenge)
@@ -306,20 +304,10 @@ fn what_peers_write_cannot_forge_a_line_of_the_log() {
     assert!(line.contains(r#"uuid="x\" result=granted y=\"""#), "{line}");
 }
 
-fn certificate(directory: &std::path::Path) -> (String, String, RootCertStore) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
-    fs::write(&cert, made.cert.pem()).unwrap();
-    fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let mut roots = RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    (cert.display().to_string(), key.display().to_string(), roots)
-}
-
 #[test]
 fn over_tls_the_exchange_is_the_same() {
     let (directory, files) = (ordinary(), tempfile::tempdir().unwrap());
-    let (cert, key, roots) = certificate(files.path());
+    let (cert, key, roots) = rig::certificate(files.path());
     let kms = Kms::start_with(
         directory.path(),
         &["--tls-cert", &cert, "--tls-key", &key, "--handshake-timeout", "2"],
@@ -346,15 +334,17 @@ fn over_tls_the_exchange_is_the_same() {
     assert!(!talk(&kms, b"GET /getPass HTTP/1.1\r\n\r\n").contains("HTTP"));
     kms.wait_for("TLS handshake failed");
     assert_eq!(talk(&kms, b""), "");
+    kms.wait_for("said nothing in time");
+    assert_eq!(talk(&kms, &[22, 3, 1]), "");
     kms.wait_for("TLS handshake took too long");
 }
 
 #[test]
 fn what_keeps_the_server_from_starting_is_said_with_an_exit_code() {
     let (directory, files) = (ordinary(), tempfile::tempdir().unwrap());
-    let (cert, key, _) = certificate(files.path());
+    let (cert, key, _) = rig::certificate(files.path());
     let other = tempfile::tempdir().unwrap();
-    let (other_cert, _, _) = certificate(other.path());
+    let (other_cert, _, _) = rig::certificate(other.path());
     let empty = files.path().join("empty.pem").display().to_string();
     fs::write(&empty, "nothing\n").unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -57,6 +57,7 @@ pub(crate) struct Server {
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     turned_away: Quiet,
+    silent: Quiet,
     made_place: Quiet,
     tls: Quiet,
     tls_timeout: Quiet,
@@ -120,7 +121,21 @@ impl Server {
                     visit.source()
                 ));
             }
-            () = self.encrypted(stream, peer, visit) => {}
+            () = self.begin(stream, peer, visit) => {}
+        }
+    }
+
+    /// Waits for the first byte: a peer that says nothing costs as little as can be. What comes then has a future of its
+    /// own for each phase, so that no connection holds the room of a phase it is not in.
+    async fn begin(&self, stream: TcpStream, peer: SocketAddr, visit: &Visit) {
+        match timeout(self.handshake_timeout, stream.peek(&mut [0])).await {
+            Ok(Ok(1..)) => Box::pin(self.encrypted(stream, peer, visit)).await,
+            // Somebody looked whether the port is open.
+            Ok(Ok(0) | Err(_)) => self.metrics.dropped(Drop::Silent),
+            Err(_) => {
+                self.metrics.dropped(Drop::Silent);
+                self.quiet.silent.warn(format_args!("peer={peer} said nothing in time"));
+            }
         }
     }
 
@@ -161,7 +176,7 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let begun = Instant::now();
-        match http::serve(self, stream, peer, visit).await {
+        match Box::pin(http::serve(self, stream, peer, visit)).await {
             Ok(Some((socket, request))) => {
                 let socket = TokioIo::new(socket);
                 let store = self.health.store();

@@ -232,6 +232,20 @@ impl Kms {
         self.log.lock().unwrap().clear();
     }
 
+    /// Memory of the server that is in RAM, KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// The address that a log line gives after `text`.
+    pub(crate) fn address_after(&self, text: &str) -> SocketAddr {
+        let line = self.wait_for(text);
+        let rest = line.split(text).nth(1).unwrap();
+        rest.split([' ', '/']).next().unwrap().parse().unwrap()
+    }
+
     pub(crate) fn signal(&self, signal: &str) {
         assert!(
             Command::new("kill")
@@ -379,6 +393,34 @@ pub(crate) fn answer<S: Read + Write>(socket: &mut WebSocket<S>) -> Option<Paylo
     };
     assert!(socket.read().is_err(), "nothing comes after the answer");
     Some(payload)
+}
+
+/// A certificate for `localhost` and its key, as files, and what trusts it.
+pub(crate) fn certificate(directory: &Path) -> (String, String, rustls::RootCertStore) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    (cert.display().to_string(), key.display().to_string(), roots)
+}
+
+/// Whatever is answered to these bytes, until the connection closes.
+pub(crate) fn talk(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer); // a reset is an end, too
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// A page that is read with GET: its status line and text.
+pub(crate) fn page(address: SocketAddr, path: &str) -> (String, String) {
+    let answer = talk(address, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
 }
 
 /// A WebSocket without its opening handshake, to send what a library would not.
