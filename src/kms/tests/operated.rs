@@ -1,5 +1,5 @@
 //! The server as a service that somebody runs: limits, memory, metrics, health, certificates that change.
-#![allow(clippy::unwrap_used)] // helpers of tests
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests
 
 use std::{
     fs,
