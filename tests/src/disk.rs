@@ -16,7 +16,7 @@ use crate::{
 const DATA_SIZE: usize = 4 << 20;
 /// The persistent file system; the rest of the partition is room for the LUKS2 header when encrypting in place.
 const PERSISTENT_FS_SIZE: u64 = 48 << 20;
-/// What cryptsetup's reencrypt takes for itself when a volume is made here: half of it is the header.
+/// What cryptsetup's reencrypt takes for itself when a volume is made here.
 const LUKS_ROOM: u64 = 8 << 20;
 
 /// What COS_PERSISTENT holds before the first boot.
@@ -26,7 +26,12 @@ pub enum Persistent<'a> {
     Plain,
     /// LUKS2 already, with this passphrase in key slot 0.
     Luks(&'a str),
+    /// LUKS2 as Kairos' installer leaves it (`protocols/kcrypt.md` §11.2), with this passphrase in key slot 0.
+    Kairos(&'a str),
 }
+
+/// The UUID that Kairos' installer gives COS_PERSISTENT on every machine: UUIDv5 of the label.
+pub const KAIROS_UUID: &str = "85c39d0f-4867-5227-8334-f5eec606d9eb";
 
 /// A scenario's disk.
 #[derive(Debug)]
@@ -75,29 +80,17 @@ impl Disk {
         write(&folder.join("data.bin"), data())?;
         let volume = self.work.file("persistent.img");
         make_ext4("COS_PERSISTENT", &folder, PERSISTENT_FS_SIZE, &volume)?;
-        if let Persistent::Luks(passphrase) = persistent {
-            let key = self.work.file("key");
-            write(&key, passphrase)?;
-            run(Command::new("truncate")
-                .arg("--size")
-                .arg((PERSISTENT_FS_SIZE + LUKS_ROOM).to_string())
-                .arg(&volume))?;
-            // In user space, on a file: no device-mapper on the host.
-            run(Command::new("cryptsetup")
-                .args([
-                    "reencrypt",
-                    "--batch-mode",
-                    "--encrypt",
-                    "--type",
-                    "luks2",
-                    "--label",
-                    "COS_PERSISTENT",
-                ])
-                .args(["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"])
-                .arg(format!("--reduce-device-size={LUKS_ROOM}"))
-                .arg("--key-file")
-                .arg(&key)
-                .arg(&volume))?;
+        match persistent {
+            Persistent::Plain => {}
+            Persistent::Luks(passphrase) => {
+                let cheap = ["--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"];
+                encrypt(&self.work, &volume, "COS_PERSISTENT", passphrase, LUKS_ROOM, &cheap)?;
+            }
+            Persistent::Kairos(passphrase) => {
+                // What makes the header of 16 MiB that luksFormat makes.
+                let kairos = ["--iter-time=5", "--uuid", KAIROS_UUID];
+                encrypt(&self.work, &volume, "COS_PERSISTENT", passphrase, 32 << 20, &kairos)?;
+            }
         }
         self.splice(&volume, image.persistent_start)
     }
@@ -134,13 +127,75 @@ impl Disk {
     }
 
     fn splice(&self, file: &Path, offset: u64) -> Result<()> {
-        run(Command::new("dd")
-            .args(["bs=1M", "conv=notrunc", "oflag=seek_bytes", "status=none"])
-            .arg(format!("seek={offset}"))
-            .arg(format!("if={}", file.display()))
-            .arg(format!("of={}", self.path.display())))
-        .map(drop)
+        splice(file, &self.path, offset)
     }
+}
+
+/// A second disk: one partition, and on that a LUKS2 volume.
+#[derive(Debug)]
+pub struct SecondDisk {
+    path: PathBuf,
+    _work: Work,
+}
+
+impl SecondDisk {
+    /// An ext4 labelled `label` in a volume labelled the same, with a UUID of its own and this passphrase.
+    pub fn new(name: &str, label: &str, passphrase: &str) -> Result<Self> {
+        const START: u64 = 1 << 20;
+        const SIZE: u64 = 32 << 20;
+        let work = Work::new(&format!("{name}-disk2"))?;
+        let (path, folder, volume) =
+            (work.file("disk.img"), work.file("content"), work.file("volume.img"));
+        create_dir(&folder)?;
+        write(&folder.join("hello"), format!("hello from {label}\n"))?;
+        make_ext4(label, &folder, SIZE - LUKS_ROOM, &volume)?;
+        let cheap = ["--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"];
+        encrypt(&work, &volume, label, passphrase, LUKS_ROOM, &cheap)?;
+        let table = work.file("table");
+        // Room for the second copy of the table at the end.
+        write(&table, format!("label: gpt\nstart={}, size={}\n", START / 512, SIZE / 512))?;
+        run(Command::new("truncate").arg("--size").arg((2 * START + SIZE).to_string()).arg(&path))?;
+        let sfdisk = "sfdisk --quiet --no-reread --no-tell-kernel \"$1\" <\"$2\"";
+        run(Command::new("sh").args(["-c", sfdisk, "sh"]).arg(&path).arg(&table))?;
+        splice(&volume, &path, START)?;
+        Ok(Self { path, _work: work })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Encrypts a file system in a file in place, which grows by `room`; half of that is the header. In user space: no
+/// device-mapper on the host.
+fn encrypt(
+    work: &Work,
+    volume: &Path,
+    label: &str,
+    passphrase: &str,
+    room: u64,
+    options: &[&str],
+) -> Result<()> {
+    let key = work.file("key");
+    write(&key, passphrase)?;
+    run(Command::new("truncate").arg(format!("--size=+{room}")).arg(volume))?;
+    run(Command::new("cryptsetup")
+        .args(["reencrypt", "--batch-mode", "--encrypt", "--type", "luks2", "--label", label])
+        .args(options)
+        .arg(format!("--reduce-device-size={room}"))
+        .arg("--key-file")
+        .arg(&key)
+        .arg(volume))
+    .map(drop)
+}
+
+fn splice(file: &Path, onto: &Path, offset: u64) -> Result<()> {
+    run(Command::new("dd")
+        .args(["bs=1M", "conv=notrunc", "oflag=seek_bytes", "status=none"])
+        .arg(format!("seek={offset}"))
+        .arg(format!("if={}", file.display()))
+        .arg(format!("of={}", onto.display())))
+    .map(drop)
 }
 
 fn make_ext4(label: &str, content: &Path, size: u64, file: &Path) -> Result<()> {

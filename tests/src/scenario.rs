@@ -35,6 +35,8 @@ pub struct CloudConfig {
     pub protocol: Option<String>,
     /// `latchkey.deadline`, e.g. `15s`.
     pub deadline: Option<String>,
+    /// Labels in `install.encrypted_partitions` beside COS_PERSISTENT.
+    pub also: Vec<String>,
 }
 
 impl CloudConfig {
@@ -80,9 +82,18 @@ impl CloudConfig {
         self
     }
 
+    /// One more volume to be opened.
+    #[must_use]
+    pub fn also(mut self, label: &str) -> Self {
+        self.also.push(label.to_owned());
+        self
+    }
+
     pub fn yaml(&self) -> String {
         let mut yaml = String::from("#cloud-config\n");
-        yaml += "install:\n  encrypted_partitions: [COS_PERSISTENT]\n  grub_options:\n    extra_cmdline: \"rd.neednet=1\"\n";
+        let labels = [&["COS_PERSISTENT".to_owned()], self.also.as_slice()].concat().join(", ");
+        yaml += &format!("install:\n  encrypted_partitions: [{labels}]\n");
+        yaml += "  grub_options:\n    extra_cmdline: \"rd.neednet=1\"\n";
         yaml += &self.challenger();
         yaml += "latchkey:\n";
         for (key, value) in [("deadline", &self.deadline), ("protocol", &self.protocol)] {

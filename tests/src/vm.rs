@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     child::Running,
-    disk::Disk,
+    disk::{Disk, SecondDisk},
     error::{Doing, Error, Result},
     lan::Lan,
     lane::Lane,
@@ -55,7 +55,7 @@ pub struct Vm<'a> {
     name: String,
     boot: Boot,
     disk: Option<&'a Disk>,
-    second_disk: Option<&'a Path>,
+    second_disk: Option<&'a SecondDisk>,
     tpm: Option<&'a Tpm>,
     tpm_device: &'static str,
     network: Network<'a>,
@@ -116,10 +116,10 @@ impl<'a> Vm<'a> {
         self
     }
 
-    /// One more disk, raw, after the first.
+    /// One more disk, after the first.
     #[must_use]
-    pub fn second_disk(mut self, file: &'a Path) -> Self {
-        self.second_disk = Some(file);
+    pub fn second_disk(mut self, disk: &'a SecondDisk) -> Self {
+        self.second_disk = Some(disk);
         self
     }
 
@@ -237,8 +237,8 @@ impl<'a> Vm<'a> {
             c.arg("-drive").arg(format!("if=none,id=disk,format=raw,file={file},cache=unsafe"));
             c.args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
         }
-        if let Some(file) = self.second_disk {
-            let file = file.display();
+        if let Some(disk) = self.second_disk {
+            let file = disk.path().display();
             c.arg("-drive").arg(format!("if=none,id=disk2,format=raw,file={file},cache=unsafe"));
             c.args(["-device", "virtio-blk-pci,drive=disk2"]);
         }
