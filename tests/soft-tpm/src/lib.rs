@@ -18,6 +18,8 @@ struct Script {
     counts: BTreeMap<u32, u32>,
     /// Command code → responses to give instead of asking the TPM, in order.
     answers: BTreeMap<u32, VecDeque<u32>>,
+    /// Command code → commands to slip in after it, in order: what another program does meanwhile.
+    slipped: BTreeMap<u32, VecDeque<Vec<u8>>>,
     /// Commands that still get through before the line is cut for good.
     until_cut: Option<u32>,
 }
@@ -95,6 +97,17 @@ impl SoftTpm {
     /// The next commands with `code` are answered with these response codes and not executed.
     pub fn answer(&self, code: u32, responses: &[u32]) {
         self.script.lock().unwrap().answers.entry(code).or_default().extend(responses);
+    }
+
+    /// After the next commands with `code`, PCR `index` of the SHA-256 bank is extended, as another program may do.
+    pub fn extend_after(&self, code: u32, index: u8, times: usize) {
+        // TPM2_PCR_Extend (0x182) with an empty password: Part 3 §22.2.
+        let mut extend = vec![0x80, 0x02, 0, 0, 0, 65, 0, 0, 0x01, 0x82, 0, 0, 0, index];
+        extend.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0]);
+        extend.extend([0, 0, 0, 1, 0, 0x0b]);
+        extend.extend([0x5a; 32]);
+        let mut script = self.script.lock().unwrap();
+        script.slipped.entry(code).or_default().extend(vec![extend; times]);
     }
 
     /// Lets `commands` more through, then drops the line on every further one: a power cut.
@@ -185,7 +198,7 @@ fn relay(mut client: UnixStream, upstream: &Path, script: &Mutex<Script>) -> io:
     loop {
         let command = read_message(&mut client)?;
         let code = u32::from_be_bytes(command[6..10].try_into().expect("a header has 10 bytes"));
-        let answer = {
+        let (answer, slipped) = {
             let mut script = script.lock().unwrap();
             match &mut script.until_cut {
                 Some(0) => return Ok(()),
@@ -193,7 +206,10 @@ fn relay(mut client: UnixStream, upstream: &Path, script: &Mutex<Script>) -> io:
                 None => {}
             }
             *script.counts.entry(code).or_default() += 1;
-            script.answers.get_mut(&code).and_then(VecDeque::pop_front)
+            (
+                script.answers.get_mut(&code).and_then(VecDeque::pop_front),
+                script.slipped.get_mut(&code).and_then(VecDeque::pop_front),
+            )
         };
         let response = match answer {
             Some(code) => [&[0x80, 0x01, 0, 0, 0, 10][..], &code.to_be_bytes()].concat(),
@@ -202,6 +218,11 @@ fn relay(mut client: UnixStream, upstream: &Path, script: &Mutex<Script>) -> io:
                 read_message(&mut tpm)?
             }
         };
+        if let Some(command) = slipped {
+            tpm.write_all(&command)?;
+            let response = read_message(&mut tpm)?;
+            assert_eq!(&response[6..10], [0; 4], "what was slipped in failed");
+        }
         client.write_all(&response)?;
     }
 }

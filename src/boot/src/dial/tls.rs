@@ -147,3 +147,58 @@ impl ServerCertVerifier for NotBefore {
         self.inner.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    const DAY: u64 = 86_400;
+    /// 2026-01-01.
+    const FLOOR: u64 = 1_767_225_600;
+
+    /// A certificate for `kms.local` that holds between two years, verified at `clock`.
+    fn verified_at(clock: u64, years: (i32, i32)) -> Result<ServerCertVerified, Error> {
+        let authority_key = KeyPair::generate().unwrap();
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = authority.self_signed(&authority_key).unwrap();
+        let mut leaf = CertificateParams::new(vec!["kms.local".to_owned()]).unwrap();
+        (leaf.not_before, leaf.not_after) =
+            (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
+        let key = KeyPair::generate().unwrap();
+        let leaf = leaf.signed_by(&key, &Issuer::from_params(&authority, &authority_key)).unwrap();
+
+        let mut roots = RootCertStore::empty();
+        roots.add(root.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let inner =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let verifier = NotBefore { inner, floor: || Duration::from_secs(FLOOR) };
+        let name = ServerName::try_from("kms.local").unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(clock));
+        verifier.verify_server_cert(leaf.der(), &[], &name, &[], now)
+    }
+
+    #[test]
+    fn a_clock_behind_the_floor_is_not_asked() {
+        for (what, clock, years, is_valid) in [
+            ("1970, a certificate of the time", 1000, (2025, 2027), true),
+            ("1970, a certificate made after the program", 1000, (2030, 2031), true),
+            ("1970, expired before the program was made", 1000, (2020, 2025), false),
+            ("the day before the floor", FLOOR - DAY, (2025, 2027), true),
+            ("the floor, a certificate for later", FLOOR, (2027, 2028), false),
+            ("after the floor, a certificate of the time", FLOOR + DAY, (2025, 2027), true),
+            ("after the floor, expired since", FLOOR + 400 * DAY, (2025, 2027), false),
+        ] {
+            let verified = verified_at(clock, years);
+            assert_eq!(verified.is_ok(), is_valid, "{what}: {verified:?}");
+        }
+    }
+
+    #[test]
+    fn this_program_is_not_from_before_it_was_written() {
+        assert!(floor() >= Duration::from_secs(FLOOR));
+    }
+}

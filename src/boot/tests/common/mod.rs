@@ -10,7 +10,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use latchkey_soft_tpm::SoftTpm;
+use latchkey_wire::attest::{AkPublic, AttestationParameters, check_ak};
+use latchkey_wire::ek::RsaPublicKey;
 use latchkey_wire::v1::{Challenge, ChallengeResponse, Token};
+use latchkey_wire::v2::{self, Init, Proof};
 use tungstenite::handshake::server::{Request, Response};
 use tungstenite::{Message, WebSocket};
 
@@ -161,13 +164,16 @@ pub fn upgrade(stream: TcpStream) -> Client {
 
 /// A challenge that the client's TPM can answer, and the secret in it.
 pub fn challenge(token: &Token) -> (Challenge, [u8; 32]) {
-    let ek = latchkey_wire::ek::RsaPublicKey::from_pem(&token.ek_pem).unwrap();
-    let ak = latchkey_wire::attest::check_ak(&token.ak).unwrap();
+    challenge_to(&RsaPublicKey::from_pem(&token.ek_pem).unwrap(), &token.ak)
+}
+
+fn challenge_to(ek: &RsaPublicKey, ak: &AttestationParameters) -> (Challenge, [u8; 32]) {
+    let ak = check_ak(ak).unwrap();
     let (mut secret, mut seed) = ([0; 32], [0; 16]);
     getrandom::fill(&mut secret).unwrap();
     getrandom::fill(&mut seed).unwrap();
     let challenge =
-        latchkey_wire::credential::make_credential(&ek, &ak.name, &secret, &seed).unwrap();
+        latchkey_wire::credential::make_credential(ek, &ak.name, &secret, &seed).unwrap();
     (challenge, secret)
 }
 
@@ -187,4 +193,83 @@ pub fn answering(payload: &'static str) -> Box<dyn Fn(TcpStream) + Send> {
         let mut client = authenticate(stream);
         client.socket.send(Message::binary(payload.as_bytes().to_vec())).unwrap();
     })
+}
+
+/// A client of generation 2 that has sent its init.
+pub struct Attesting {
+    pub socket: WebSocket<TcpStream>,
+    pub path: String,
+    pub headers: Vec<(String, String)>,
+    pub init: Init,
+}
+
+/// Upgrades and reads the init.
+#[allow(clippy::result_large_err)]
+pub fn begin(stream: TcpStream) -> Attesting {
+    let (mut path, mut headers) = (String::new(), Vec::new());
+    let mut socket =
+        tungstenite::accept_hdr(stream, |request: &Request, response: Response| {
+            path = request.uri().path().to_owned();
+            headers.extend(request.headers().iter().map(|(name, value)| {
+                (name.as_str().to_owned(), value.to_str().unwrap().to_owned())
+            }));
+            Ok(response)
+        })
+        .unwrap();
+    let message = socket.read().unwrap();
+    assert!(message.is_text() && message.to_text().unwrap().ends_with('\n'), "{message:?}");
+    let init = Init::from_json(&message.into_data()).unwrap();
+    Attesting { socket, path, headers, init }
+}
+
+impl Attesting {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn ak(&self) -> AkPublic {
+        check_ak(&self.init.ak).unwrap()
+    }
+
+    /// Sends a challenge, and takes the proof with the right secret.
+    pub fn prove(&mut self) -> (Proof, [u8; 32]) {
+        let ek = RsaPublicKey::from_spki(&self.init.ek_spki).unwrap();
+        let (challenge, secret) = challenge_to(&ek, &self.init.ak);
+        self.socket.send(Message::text(v2::challenge_to_json(&challenge))).unwrap();
+        let proof = Proof::from_json(&self.socket.read().unwrap().into_data()).unwrap();
+        assert_eq!(*proof.secret.0, secret);
+        (proof, secret)
+    }
+}
+
+/// An act of generation 2 that takes the proof and then sends `answer`.
+pub fn releasing(answer: &str) -> Box<dyn Fn(TcpStream) + Send> {
+    let answer = answer.to_owned();
+    Box::new(move |stream| {
+        let mut client = begin(stream);
+        client.prove();
+        client.socket.send(Message::text(answer.as_str())).unwrap();
+    })
+}
+
+/// The path that a connection asks for, left for the next reader.
+pub fn peek_path(stream: &TcpStream) -> String {
+    let mut buffer = [0; 4096];
+    loop {
+        let length = stream.peek(&mut buffer).unwrap();
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        if let Some((line, _)) = text.split_once("\r\n") {
+            return line.split(' ').nth(1).unwrap().to_owned();
+        }
+        assert!(length > 0, "the client has hung up");
+        std::thread::yield_now();
+    }
+}
+
+/// What Go's server of one generation says to the paths of the other.
+pub fn not_found(mut stream: TcpStream) {
+    use std::io::Read;
+    let mut request = [0; 8192];
+    let _ = stream.read(&mut request);
+    let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
 }
