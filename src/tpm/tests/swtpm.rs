@@ -317,6 +317,24 @@ fn the_machine_secret_is_constant_and_the_machines_own() {
 }
 
 #[test]
+fn the_mark_of_a_volume_is_its_own_and_the_machines_own() {
+    const UUID: &str = "85c39d0f-4867-5227-8334-f5eec606d9eb";
+    let mut soft = SoftTpm::certified();
+    let mac = |soft: &SoftTpm, uuid: &str, label: &str| open(soft).volume_mac(uuid, label).unwrap();
+    let first = mac(&soft, UUID, "COS_PERSISTENT");
+    let mut tpm = open(&soft);
+    let ek = tpm.endorsement_key().unwrap();
+    assert_ne!(*tpm.machine_secret(&ek).unwrap(), first);
+    drop(tpm);
+    soft.restart();
+    assert_eq!(mac(&soft, UUID, "COS_PERSISTENT"), first);
+    assert_ne!(mac(&soft, UUID, "COS_OEM"), first);
+    assert_ne!(mac(&soft, "8bfa06f9-ca4f-56dc-90c9-49cf20f4f45e", "COS_PERSISTENT"), first);
+    assert_ne!(mac(&SoftTpm::fresh(), UUID, "COS_PERSISTENT"), first);
+    assert!(open(&soft).volume_mac(UUID, &"x".repeat(2000)).is_err());
+}
+
+#[test]
 fn what_the_tpm_asks_to_be_resent_is_resent() {
     const RETRY: u32 = 0x922;
     const TESTING: u32 = 0x90a;
