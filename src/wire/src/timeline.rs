@@ -48,6 +48,27 @@ pub struct Step {
     pub took_ms: u64,
 }
 
+/// What became of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeOutcome {
+    /// The label it was looked for by.
+    pub label: String,
+    /// The partition, e.g. `/dev/sda3`, where it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// UUID of the LUKS2 volume, where it was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// `/dev/mapper/NAME`, where it was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapper: Option<String>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it did not unlock by itself, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// All steps of one boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
@@ -61,6 +82,9 @@ pub struct Timeline {
     /// Why it did not unlock by itself, in one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Each volume that was to be opened. Empty in what was written before there were several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeOutcome>,
     /// In the order they began.
     pub steps: Vec<Step>,
 }
@@ -75,6 +99,7 @@ impl Timeline {
             outcome,
             mode,
             reason: None,
+            volumes: Vec::new(),
             steps: Vec::new(),
         }
     }
