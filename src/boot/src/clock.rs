@@ -27,6 +27,11 @@ impl Steps {
         result
     }
 
+    /// Notes something that began then, counted from the start of the kernel, and has come to its end now.
+    pub fn since(&self, name: &str, began: Duration) {
+        self.push(name, began, since_boot().saturating_sub(began));
+    }
+
     /// Notes something that has no length.
     pub fn mark(&self, name: &str) {
         self.push(name, since_boot(), Duration::ZERO);

@@ -50,6 +50,19 @@ pub enum BootError {
     )]
     Ambiguous { label: String, count: usize, devices: String },
 
+    #[error(
+        "{} (LUKS2 {uuid}) is labelled {label} and was enrolled on another machine: an impostor. It is left closed. If this machine's TPM or mainboard was replaced, type the recovery key, and run `encrypt {label}` afterwards", device.display()
+    )]
+    Impostor { label: String, device: PathBuf, uuid: String },
+
+    #[error(
+        "an unencrypted file system labelled {label} is on {plain} beside the LUKS2 volume on {volume}, and would be mounted in its place. None is opened; take the other disk out"
+    )]
+    PlainBeside { label: String, volume: String, plain: String },
+
+    #[error("{} ({label}) is not what it seems: {why}. It is left closed", device.display())]
+    Untrusted { label: String, device: PathBuf, why: String },
+
     #[error("the {origin} does not open {} ({label})", device.display())]
     WrongPassphrase { label: String, device: PathBuf, origin: &'static str },
 
@@ -118,6 +131,7 @@ impl BootError {
             Self::VolumeMissing { .. } => 40,
             Self::PartitionMissing { .. } => 40,
             Self::NotEncrypted { .. } | Self::Ambiguous { .. } => 41,
+            Self::Impostor { .. } | Self::PlainBeside { .. } | Self::Untrusted { .. } => 41,
             Self::AmbiguousPartition { .. } => 41,
             Self::WrongPassphrase { .. } => 42,
             Self::Encrypt(EncryptError::WrongPassphrase { .. }) => 42,

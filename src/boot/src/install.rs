@@ -5,15 +5,19 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use latchkey_config::Config;
+use latchkey_tpm::Tpm;
 use latchkey_wire::timeline::Mode;
 use zeroize::Zeroizing;
 
 use crate::clock::Steps;
-use crate::disk::{Volume, for_installer, read_content, scan};
+use crate::disk::{Volume, for_installer, plain_label, read_content, scan};
 use crate::encrypt::{self, Progress, Report, Request, State, Unlock};
 use crate::exchange::Partition;
 use crate::passphrase::{Passphrase, mode};
 use crate::{BootError, unlock};
+
+/// The TPM was there a moment before.
+const TPM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What `encrypt` was told.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +51,7 @@ pub fn run(
     let volumes = labels.iter().map(|label| find(label, options)).collect::<Result<Vec<_>, _>>()?;
     for (label, volume) in labels.iter().zip(&volumes) {
         let (report, recovery) = encrypt_one(config, options, label, volume)?;
+        enrol(config, label, volume, &report)?;
         log::info!(
             "{} is encrypted: LUKS2 volume {} labelled {label}",
             volume.device.display(),
@@ -74,15 +79,26 @@ fn encrypt_one(
         label,
         passphrase: &passphrase,
         recovery: recovery.as_ref().map(|key| key.as_bytes()),
-        unlock: match mode(config) {
-            Mode::Offline => Unlock::Offline,
-            Mode::Online => Unlock::Online,
-        },
+        unlock: unlock_of(config),
         new: options.new,
     };
     let mut reporter = Reporter::new(label);
     let report = encrypt::run(&request, &mut |progress| reporter.tell(progress))?;
     Ok((report, recovery))
+}
+
+/// Leaves this machine's mark in the volume, by which `unlock` knows it from an impostor.
+fn enrol(config: &Config, label: &str, volume: &Volume, report: &Report) -> Result<(), BootError> {
+    let mut tpm = Tpm::open_within(config.challenger.tpm_device.as_deref(), TPM_PATIENCE)?;
+    let mac = tpm.volume_mac(&report.uuid, plain_label(label))?;
+    Ok(encrypt::bind(&volume.device, unlock_of(config), &mac)?)
+}
+
+fn unlock_of(config: &Config) -> Unlock {
+    match mode(config) {
+        Mode::Offline => Unlock::Offline,
+        Mode::Online => Unlock::Online,
+    }
 }
 
 /// A partition that is a volume already, wholly or half, has its passphrase: making another one

@@ -4,6 +4,8 @@
 //! One process, two threads at most, no async runtime, no shell, no exec on the way to an open
 //! volume. The order of a boot is in [`unlock`].
 
+pub mod automatic;
+pub mod binding;
 pub mod cleanup;
 pub mod cli;
 pub mod clock;
@@ -26,6 +28,8 @@ pub mod passphrase;
 pub mod plugin;
 pub mod prompt;
 pub mod resolver;
+pub mod token;
 pub mod unlock;
+mod verify;
 
 pub use error::BootError;

@@ -2,23 +2,20 @@
 
 use std::path::Path;
 
-use libcryptsetup_rs::consts::flags::CryptActivate;
+use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate};
 use libcryptsetup_rs::consts::vals::{CryptKdf, EncryptionFormat, KeyslotInfo};
 use libcryptsetup_rs::{CryptDevice, CryptInit, LibcryptErr};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::BootError;
-use crate::disk::Volume;
+use crate::disk::{Volume, read_content};
+use crate::{BootError, token, verify};
 
 /// The key that encrypts the data, as only whoever opened the volume has it.
 pub type VolumeKey = Zeroizing<Vec<u8>>;
 
-/// The type of the LUKS2 token by which `encrypt` says which slot the machine's key is in.
-pub const TOKEN_TYPE: &str = "latchkey";
-/// LUKS2 has 32 places for key slots and 32 for tokens.
+/// LUKS2 has 32 places for key slots.
 const MAX_SLOTS: u32 = 32;
-const MAX_TOKENS: u32 = 32;
 /// The largest volume key: AES-256-XTS has 64 bytes.
 const MAX_VOLUME_KEY: usize = 128;
 
@@ -40,10 +37,12 @@ impl Origin {
     }
 }
 
-/// Opens `volume` as `/dev/mapper/<mapper>` and returns its volume key.
+/// Opens `volume` as `/dev/mapper/<mapper>`, checks that what opened is what was meant, and returns
+/// its volume key. What fails that check is closed again.
 ///
 /// # Errors
-/// [`BootError::WrongPassphrase`] when no slot takes it, [`BootError::Cryptsetup`] for the rest.
+/// [`BootError::WrongPassphrase`] when no slot takes it, [`BootError::Untrusted`] for what is not as
+/// it should be, [`BootError::Cryptsetup`] for the rest.
 pub fn open(
     volume: &Volume,
     label: &str,
@@ -51,21 +50,57 @@ pub fn open(
     passphrase: &[u8],
     origin: Origin,
 ) -> Result<VolumeKey, BootError> {
-    let fail = |operation| {
-        move |error: LibcryptErr| BootError::Cryptsetup {
-            operation,
-            device: volume.device.clone(),
-            error: error.to_string(),
+    let (mut device, slot, key) = unlock(volume, label, passphrase, origin)?;
+    if verify::mapping(volume, mapper).is_some() {
+        log::info!("/dev/mapper/{mapper} is there already");
+        return verify::opened(volume, label, mapper).map(|()| key);
+    }
+    activate(&mut device, mapper, slot, &key, passphrase)
+        .map_err(fail(volume, "mapping the volume"))?;
+    if let Err(error) = verify::opened(volume, label, mapper) {
+        let closed = device.activate_handle().deactivate(mapper, CryptDeactivate::empty());
+        if let Err(error) = closed {
+            log::error!("/dev/mapper/{mapper} cannot be closed again: {error}");
         }
-    };
-    let mut device = load(&volume.device).map_err(fail("reading the LUKS2 header"))?;
-    if is_unfinished(&mut device) {
+        return Err(error);
+    }
+    Ok(key)
+}
+
+/// The volume key, by whichever of the slots takes the passphrase. Nothing is mapped.
+///
+/// # Errors
+/// As [`open`].
+pub fn key(
+    volume: &Volume,
+    label: &str,
+    passphrase: &[u8],
+    origin: Origin,
+) -> Result<VolumeKey, BootError> {
+    unlock(volume, label, passphrase, origin).map(|(_, _, key)| key)
+}
+
+fn unlock(
+    volume: &Volume,
+    label: &str,
+    passphrase: &[u8],
+    origin: Origin,
+) -> Result<(CryptDevice, u32, VolumeKey), BootError> {
+    let mut device = load(&volume.device).map_err(fail(volume, "reading the LUKS2 header"))?;
+    let mut status = device.status_handle();
+    let uuid = status.get_uuid().map_err(fail(volume, "reading its UUID"))?.to_string();
+    let metadata = status.dump_json().map_err(fail(volume, "reading its metadata"))?;
+    verify::header(volume, label, &uuid, &metadata)?;
+    let ours = token::find(&metadata).map(|(_, token)| token);
+    if ours.is_some_and(is_unfinished) {
         return Err(BootError::HalfEncrypted {
             label: label.to_owned(),
             device: volume.device.clone(),
         });
     }
-    let key = match_slot(&mut device, passphrase, origin).map_err(fail("unlocking a key slot"))?;
+    let machine = machine_slots(ours);
+    let key = match_slot(&mut device, &machine, passphrase, origin)
+        .map_err(fail(volume, "unlocking a key slot"))?;
     let Some((slot, key)) = key else {
         return Err(BootError::WrongPassphrase {
             label: label.to_owned(),
@@ -74,46 +109,36 @@ pub fn open(
         });
     };
     log::debug!("{}: key slot {slot} takes the passphrase", volume.device.display());
-    if is_mapped(volume, mapper) {
-        log::info!("/dev/mapper/{mapper} is there already");
-        return Ok(key);
-    }
-    let activated = device.activate_handle().activate_by_volume_key(
-        Some(mapper),
-        Some(&key),
-        CryptActivate::KEYRING_KEY,
-    );
-    if activated.is_err() {
-        // A volume that `cryptsetup reencrypt` is at work on has two keys; libcryptsetup maps it
-        // only by a passphrase.
-        device
-            .activate_handle()
-            .activate_by_passphrase(
-                Some(mapper),
-                Some(slot),
-                passphrase,
-                CryptActivate::KEYRING_KEY,
-            )
-            .map_err(fail("mapping the volume"))?;
-    }
-    Ok(key)
+    Ok((device, slot, key))
 }
 
 /// How `encrypt` said that the volume is unlocked (`offline`, `online`); `None` where it did not make the volume.
 #[must_use]
 pub fn unlocked_by(device: &Path) -> Option<String> {
-    let token = our_token(&mut load(device).ok()?)?;
-    token.get("unlock")?.as_str().map(str::to_owned)
+    let volume = Volume { device: device.to_owned(), content: read_content(device).ok()? };
+    volume.token()?.get("unlock")?.as_str().map(str::to_owned)
 }
 
-/// Whether an earlier run, or another program, has mapped this very device under this name.
-fn is_mapped(volume: &Volume, mapper: &str) -> bool {
-    let holders = Path::new("/sys/class/block").join(volume.name()).join("holders");
-    let Ok(entries) = std::fs::read_dir(holders) else { return false };
-    entries.flatten().any(|holder| {
-        let name = std::fs::read_to_string(holder.path().join("dm/name"));
-        name.is_ok_and(|name| name.trim_end() == mapper)
-    })
+fn activate(
+    device: &mut CryptDevice,
+    mapper: &str,
+    slot: u32,
+    key: &[u8],
+    passphrase: &[u8],
+) -> Result<(), LibcryptErr> {
+    let flags = || CryptActivate::KEYRING_KEY;
+    let mut handle = device.activate_handle();
+    if handle.activate_by_volume_key(Some(mapper), Some(key), flags()).is_ok() {
+        return Ok(());
+    }
+    // A volume that `cryptsetup reencrypt` is at work on has two keys; libcryptsetup maps it only by
+    // a passphrase.
+    handle.activate_by_passphrase(Some(mapper), Some(slot), passphrase, flags()).map(drop)
+}
+
+fn fail(volume: &Volume, operation: &'static str) -> impl FnOnce(LibcryptErr) -> BootError {
+    let device = volume.device.clone();
+    move |error| BootError::Cryptsetup { operation, device, error: error.to_string() }
 }
 
 fn load(path: &Path) -> Result<CryptDevice, LibcryptErr> {
@@ -125,10 +150,11 @@ fn load(path: &Path) -> Result<CryptDevice, LibcryptErr> {
 /// The slot that takes the passphrase, and the volume key in it.
 fn match_slot(
     device: &mut CryptDevice,
+    machine: &[u32],
     passphrase: &[u8],
     origin: Origin,
 ) -> Result<Option<(u32, VolumeKey)>, LibcryptErr> {
-    for slot in slot_order(device, origin) {
+    for slot in slot_order(device, machine, origin) {
         let mut key = Zeroizing::new(vec![0; MAX_VOLUME_KEY]);
         match device.volume_key_handle().get(Some(slot), &mut key, Some(passphrase)) {
             Ok((_, length)) => {
@@ -144,14 +170,13 @@ fn match_slot(
 
 /// Never "any slot": libcryptsetup would go by priority and number and do the slow, memory-hard
 /// slot of a recovery passphrase before the machine's (`anchors/unlock.md` §0.1 no. 4).
-fn slot_order(device: &mut CryptDevice, origin: Origin) -> Vec<u32> {
-    let machine = machine_slot(device);
+fn slot_order(device: &mut CryptDevice, machine: &[u32], origin: Origin) -> Vec<u32> {
     let mut slots = Vec::new();
     for slot in 0..MAX_SLOTS {
         let status = device.keyslot_handle().status(slot);
         if matches!(status, Ok(KeyslotInfo::Active | KeyslotInfo::ActiveLast)) {
             let kdf = device.keyslot_handle().get_pbkdf(slot).map(|kdf| kdf.type_);
-            slots.push((Some(slot) != machine, !matches!(kdf, Ok(CryptKdf::Pbkdf2)), slot));
+            slots.push((!machine.contains(&slot), !matches!(kdf, Ok(CryptKdf::Pbkdf2)), slot));
         }
     }
     match origin {
@@ -165,19 +190,14 @@ fn slot_order(device: &mut CryptDevice, origin: Origin) -> Vec<u32> {
 
 /// Whether `encrypt` has not come to its end here. It keeps a copy of the beginning until then, and
 /// would put that back over what is written in the meantime.
-fn is_unfinished(device: &mut CryptDevice) -> bool {
-    our_token(device).is_some_and(|token| token.get("unfinished").is_some())
+fn is_unfinished(token: &Value) -> bool {
+    token.get("unfinished").is_some()
 }
 
-fn our_token(device: &mut CryptDevice) -> Option<Value> {
-    (0..MAX_TOKENS)
-        .filter_map(|token| device.token_handle().json_get(token).ok())
-        .find(|token| token.get("type").and_then(Value::as_str) == Some(TOKEN_TYPE))
-}
-
-/// The slot that our token names; without a token, slot 0, which is Kairos' only one.
-fn machine_slot(device: &mut CryptDevice) -> Option<u32> {
-    our_token(device).map_or(Some(0), |token| token.get("keyslots")?.get(0)?.as_str()?.parse().ok())
+/// The slots that our token names: two while the machine's key is being changed. Without a token, slot 0, which is Kairos'
+/// only one.
+fn machine_slots(token: Option<&Value>) -> Vec<u32> {
+    token.map_or_else(|| vec![0], token::keyslots)
 }
 
 /// libcryptsetup answers EPERM when the slot does not take the passphrase, and ENOENT when there is

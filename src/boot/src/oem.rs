@@ -10,7 +10,7 @@ use latchkey_config::{Config, DIRS, Local};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::BootError;
-use crate::disk::{plain_labelled, scan};
+use crate::disk::{ext_labelled, scan};
 use crate::fetch::{self, Fetcher};
 use crate::network::Changes;
 
@@ -89,7 +89,7 @@ impl Mounted {
         let mut reminder = Instant::now() + REMINDER;
         let changes = Changes::of_devices();
         loop {
-            if let Some(volume) = plain_labelled(&scan(), LABEL) {
+            if let Some(volume) = ext_labelled(&scan(), LABEL) {
                 return Self::mount(&volume.device);
             }
             if Instant::now() >= deadline {

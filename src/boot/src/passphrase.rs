@@ -69,6 +69,14 @@ impl<'a> Source<'a> {
         Ok(Self::Online { attested, servers, settings })
     }
 
+    /// The TPM, for what else it is wanted for in between.
+    pub fn tpm(&mut self) -> &mut Tpm {
+        match self {
+            Self::Offline { tpm, .. } => tpm,
+            Self::Online { attested, .. } => attested.tpm(),
+        }
+    }
+
     /// The passphrase for `partition`, asked for until it comes, a refusal comes, or the deadline.
     ///
     /// # Errors
@@ -189,6 +197,12 @@ impl Deadline {
     #[must_use]
     pub fn after(patience: Duration) -> Self {
         Self { at: Instant::now() + patience, seconds: patience.as_secs() }
+    }
+
+    /// At most `patience` from now, told as this deadline.
+    #[must_use]
+    pub fn within(self, patience: Duration) -> Self {
+        Self { at: self.at.min(Instant::now() + patience), seconds: self.seconds }
     }
 
     fn passed(self) -> bool {

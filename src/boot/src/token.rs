@@ -195,7 +195,8 @@ mod tests {
         let token = bound(&unbound, Unlock::Online, &mark);
         assert_eq!(mac(&token), Some(Some(mark)));
         assert_eq!((&token["unlock"], &token["keyslots"]), (&json!("online"), &json!(["0"])));
-        for wrong in [json!(5), json!(""), json!("00"), json!("0g".repeat(32)), json!("é".repeat(32))]
+        for wrong in
+            [json!(5), json!(""), json!("00"), json!("0g".repeat(32)), json!("é".repeat(32))]
         {
             assert_eq!(mac(&json!({"mac": wrong})), Some(None), "{wrong}");
         }

@@ -13,35 +13,31 @@
 //!                                          └── deadline ────────────────────▶ Refused / Failed
 //! ```
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use latchkey_config::{Config, Mesh};
+use latchkey_config::{Config, MapperNames};
 use latchkey_tpm::{Tpm, TpmError};
-use latchkey_wire::timeline::{Mode, Outcome, Timeline};
+use latchkey_wire::timeline::{Mode, Outcome, Timeline, VolumeOutcome};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::BootError;
+use crate::automatic::{Plan, Report, Reporter, labelled};
+use crate::binding::ambiguous;
 use crate::clock::Steps;
-use crate::disk::{Volume, luks_labelled, plain_labelled, scan};
+use crate::disk::{Volume, scan};
 use crate::encrypt::normalize_recovery_key;
-use crate::exchange::Partition;
 use crate::handover::{self, MachineSecret};
 use crate::luks::{self, Origin, VolumeKey};
-use crate::network::Changes;
-use crate::passphrase::{Deadline, Passphrase, Source, mode};
+use crate::passphrase::{Deadline, Passphrase, Source};
 use crate::prompt::Prompt;
-use crate::{BootError, oem};
 
-/// Kairos' name of the volume, when the configuration names none.
-pub const DEFAULT_LABEL: &str = "COS_PERSISTENT";
-/// A driver that is loaded by udev's coldplug comes within a second or two.
-const TPM_PATIENCE: Duration = Duration::from_secs(15);
-/// A plain file system under the label is believed to be all there is after this long.
-const PLAIN_PATIENCE: Duration = Duration::from_secs(3);
+pub use crate::automatic::{DEFAULT_LABEL, labels};
+
 /// What a person who was quicker than the TPM waits for the identity.
 const SECRET_PATIENCE: Duration = Duration::from_secs(5);
 /// How much later than the deadline the automatic way's reason may come.
@@ -50,19 +46,6 @@ const REASON_PATIENCE: Duration = Duration::from_secs(2);
 const WATCHDOG: u32 = 60;
 /// How often a volume is looked for when its passphrase was there before it.
 const EARLY_TICK: Duration = Duration::from_millis(250);
-const REMINDER: Duration = Duration::from_secs(10);
-
-/// What the automatic way reports to the main thread.
-enum Report {
-    /// What is to be opened, and until when.
-    Plan(Box<Plan>),
-    /// The TPM's share of the mesh identity.
-    Secret(MachineSecret),
-    /// The passphrase of a volume.
-    Release(Volume, String, Passphrase),
-    /// The automatic way is at its end.
-    Failed(BootError),
-}
 
 /// Why the main thread woke up.
 enum Event {
@@ -71,31 +54,63 @@ enum Event {
     Deadline,
 }
 
-struct Plan {
-    labels: Vec<String>,
-    deadline: Deadline,
-    mode: Mode,
-    mesh: Option<Mesh>,
+/// A failure, of which the timeline keeps the reason when the error itself has become the program's end.
+struct Failure {
+    reason: String,
+    is_refusal: bool,
+    error: Option<BootError>,
 }
 
-impl Plan {
-    fn of(config: &Config, began: Instant) -> Self {
-        Self {
-            labels: labels(config),
-            deadline: Deadline { at: began + config.deadline, seconds: config.deadline.as_secs() },
-            mode: mode(config),
-            mesh: config.mesh.clone(),
-        }
+impl From<BootError> for Failure {
+    fn from(error: BootError) -> Self {
+        let is_refusal = matches!(error, BootError::Refused(_));
+        Self { reason: error.to_string(), is_refusal, error: Some(error) }
     }
 }
 
-/// The labels to open.
-#[must_use]
-pub fn labels(config: &Config) -> Vec<String> {
-    if config.encrypted_partitions.is_empty() {
-        vec![DEFAULT_LABEL.to_owned()]
-    } else {
-        config.encrypted_partitions.clone()
+/// One volume that is to be opened.
+struct Target {
+    label: String,
+    /// The one that the automatic way found to be this machine's.
+    chosen: Option<Volume>,
+    opened: Option<Opened>,
+    /// Why it is not opened automatically.
+    failure: Option<Failure>,
+}
+
+struct Opened {
+    volume: Volume,
+    mapper: String,
+    key: VolumeKey,
+    by_person: bool,
+}
+
+impl Target {
+    fn new(label: &str) -> Self {
+        Self { label: label.to_owned(), chosen: None, opened: None, failure: None }
+    }
+
+    /// `general`: why none was opened automatically.
+    fn record(&self, general: Option<&Failure>) -> VolumeOutcome {
+        let opened = self.opened.as_ref();
+        let failure = self.failure.as_ref().or(general);
+        let volume = opened.map(|opened| &opened.volume).or(self.chosen.as_ref());
+        let outcome = match (opened, failure) {
+            (Some(opened), _) if opened.by_person => Outcome::Recovery,
+            (Some(_), _) => Outcome::Unlocked,
+            (None, Some(failure)) if failure.is_refusal => Outcome::Refused,
+            (None, _) => Outcome::Failed,
+        };
+        VolumeOutcome {
+            label: self.label.clone(),
+            device: volume.map(|volume| volume.device.display().to_string()),
+            uuid: opened.map(|opened| opened.volume.luks_uuid()),
+            mapper: opened.map(|opened| opened.mapper.clone()),
+            reason: failure
+                .filter(|_| outcome != Outcome::Unlocked)
+                .map(|failure| failure.reason.clone()),
+            outcome,
+        }
     }
 }
 
@@ -118,12 +133,12 @@ struct Unlocking {
     planned: bool,
     began: Instant,
     reports: Receiver<Report>,
-    closed: Vec<String>,
-    /// UUID and key of the first volume: what the mesh identity hangs on.
-    first: Option<(String, VolumeKey)>,
+    targets: Vec<Target>,
     secret: Option<MachineSecret>,
-    failure: Option<BootError>,
-    by_person: bool,
+    /// Why none is opened automatically any more.
+    failure: Option<Failure>,
+    /// No more reports will come.
+    done: bool,
     /// What was typed before the volume appeared.
     early: Option<Passphrase>,
     steps: Steps,
@@ -148,16 +163,16 @@ impl Unlocking {
                 labels: vec![DEFAULT_LABEL.to_owned()],
                 deadline,
                 mode: Mode::Offline,
+                mapper: MapperNames::default(),
                 mesh: None,
             },
             planned: false,
             began,
             reports,
-            closed: vec![DEFAULT_LABEL.to_owned()],
-            first: None,
+            targets: vec![Target::new(DEFAULT_LABEL)],
             secret: None,
             failure: None,
-            by_person: false,
+            done: false,
             early: None,
             steps: steps.clone(),
         };
@@ -166,14 +181,12 @@ impl Unlocking {
 
     fn run(&mut self, mut wake: UnixStream) -> Result<(), BootError> {
         arm_watchdog(self.plan.deadline);
-        let mut prompt = Prompt::open(
-            "Recovery passphrase (unlocking goes on by itself meanwhile)",
-            "latchkey:recovery",
-        );
+        let mut question = self.question();
+        let mut prompt = Prompt::open(&question, "latchkey:recovery");
         self.steps.mark("prompt");
         // A person may be quicker than the configuration, which may name more to open.
-        while !self.closed.is_empty() || (!self.planned && self.failure.is_none()) {
-            if prompt.is_none() && self.failure.is_some() {
+        while self.is_closed() || (!self.planned && self.failure.is_none()) {
+            if prompt.is_none() && self.done {
                 break;
             }
             let event = self.wait(&mut wake, &mut prompt)?;
@@ -183,15 +196,50 @@ impl Unlocking {
                 (Event::Typed(typed), Some(prompt)) => self.try_typed(typed, prompt),
                 _ => self.try_early(),
             }
+            self.ask_for_the_rest(&mut question, prompt.as_mut());
         }
         drop(prompt);
-        if !self.closed.is_empty() {
+        if self.is_closed() {
             return Err(self.give_up(&mut wake));
         }
         self.await_reports(&mut wake, SECRET_PATIENCE, |this| {
-            this.plan.mesh.is_some() && this.secret.is_none() && this.failure.is_none()
+            this.plan.mesh.is_some() && this.secret.is_none() && !this.done
         });
         self.leave_identity()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.targets.iter().any(|target| target.opened.is_none())
+    }
+
+    fn closed(&self) -> Vec<String> {
+        let closed = self.targets.iter().filter(|target| target.opened.is_none());
+        closed.map(|target| target.label.clone()).collect()
+    }
+
+    fn target(&mut self, label: &str) -> Option<&mut Target> {
+        self.targets.iter_mut().find(|target| target.label == label)
+    }
+
+    /// Names what is asked for, where it is not the one volume that every Kairos has.
+    fn question(&self) -> String {
+        let closed = self.closed().join(", ");
+        let of = if closed.is_empty() || self.targets.len() == 1 && closed == DEFAULT_LABEL {
+            String::new()
+        } else {
+            format!(" for {}", closed.replace(char::is_control, "?"))
+        };
+        format!("Recovery passphrase{of} (unlocking goes on by itself meanwhile)")
+    }
+
+    fn ask_for_the_rest(&self, question: &mut String, prompt: Option<&mut Prompt>) {
+        let now = self.question();
+        if now != *question && self.is_closed() {
+            *question = now;
+            if let Some(Err(error)) = prompt.map(|prompt| prompt.change(question)) {
+                log::warn!("cannot ask for the rest: {error}");
+            }
+        }
     }
 
     fn wait(
@@ -231,36 +279,62 @@ impl Unlocking {
     fn take_reports(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::Plan(plan) => {
-                    // A person may have opened one of them already.
-                    let open = self.plan.labels.iter().filter(|label| !self.closed.contains(label));
-                    let open: Vec<_> = open.cloned().collect();
-                    self.closed =
-                        plan.labels.iter().filter(|label| !open.contains(label)).cloned().collect();
-                    self.plan = *plan;
-                    self.planned = true;
-                    arm_watchdog(self.plan.deadline);
-                }
+                Report::Plan(plan) => self.take_plan(*plan),
                 Report::Secret(secret) => self.secret = Some(secret),
-                Report::Release(volume, label, passphrase) => {
-                    let opened = self.open(&volume, &label, &passphrase, Origin::Machine);
-                    if let Err(error) = opened {
-                        self.fail(error);
+                Report::Chosen(label, volume) => {
+                    if let Some(target) = self.target(&label) {
+                        target.chosen = Some(volume);
                     }
                 }
-                Report::Failed(error) => self.fail(error),
+                Report::Release(label, passphrase) => self.open_released(&label, &passphrase),
+                Report::VolumeFailed(label, error) => self.fail_volume(&label, error),
+                Report::Failed(error) => {
+                    self.say_failed(&error, "the volumes");
+                    self.failure.get_or_insert(error.into());
+                    self.done = true;
+                }
+                Report::Done => self.done = true,
             }
         }
     }
 
-    fn fail(&mut self, error: BootError) {
+    /// A person may have opened one of them already.
+    fn take_plan(&mut self, plan: Plan) {
+        let mut before = std::mem::take(&mut self.targets);
+        for label in &plan.labels {
+            let known = before.iter().position(|target| target.label == *label);
+            let target = known.map_or_else(|| Target::new(label), |at| before.swap_remove(at));
+            self.targets.push(target);
+        }
+        self.targets.extend(before.into_iter().filter(|target| target.opened.is_some()));
+        self.plan = plan;
+        self.planned = true;
+        arm_watchdog(self.plan.deadline);
+    }
+
+    fn fail_volume(&mut self, label: &str, error: BootError) {
+        self.say_failed(&error, label);
+        if let Some(target) = self.target(label) {
+            target.failure.get_or_insert(error.into());
+        }
+    }
+
+    fn say_failed(&self, error: &BootError, what: &str) {
         log::error!("{error}");
         log::error!(
-            "not unlocked by itself after {:.1} s. The recovery passphrase opens the volume; without it this ends after {} s",
+            "{what}: not unlocked automatically after {:.1} s. The recovery passphrase opens it; without it this ends after {} s",
             self.began.elapsed().as_secs_f32(),
             self.plan.deadline.seconds
         );
-        self.failure.get_or_insert(error);
+    }
+
+    fn open_released(&mut self, label: &str, passphrase: &[u8]) {
+        let target = self.targets.iter().find(|target| target.label == label);
+        let Some(volume) = target.filter(|target| target.opened.is_none()) else { return };
+        let Some(volume) = volume.chosen.clone() else { return };
+        if let Err(error) = self.open(&volume, label, passphrase, Origin::Machine) {
+            self.fail_volume(label, error);
+        }
     }
 
     fn open(
@@ -270,13 +344,17 @@ impl Unlocking {
         passphrase: &[u8],
         origin: Origin,
     ) -> Result<(), BootError> {
-        let key = self
-            .steps
-            .time("luks-open", || luks::open(volume, label, label, passphrase, origin))?;
-        log::info!("{} is open as /dev/mapper/{label}", volume.device.display());
-        self.closed.retain(|closed| closed != label);
-        if self.plan.labels.first().is_some_and(|first| first == label) {
-            self.first = Some((volume.luks_uuid(), key));
+        let mapper = match self.plan.mapper {
+            MapperNames::Label => label.to_owned(),
+            MapperNames::Partition => volume.name(),
+        };
+        let opened =
+            self.steps.time("luks-open", || luks::open(volume, label, &mapper, passphrase, origin));
+        let key = opened?;
+        log::info!("{} is open as /dev/mapper/{mapper}", volume.device.display());
+        let (volume, by_person) = (volume.clone(), origin == Origin::Person);
+        if let Some(target) = self.target(label) {
+            target.opened = Some(Opened { volume, mapper, key, by_person });
         }
         Ok(())
     }
@@ -295,20 +373,12 @@ impl Unlocking {
     fn try_typed(&mut self, typed: Passphrase, prompt: &mut Prompt) {
         if !typed.is_empty() {
             self.early = None;
-            for label in self.closed.clone() {
-                match self.open_labelled(&label, &typed) {
-                    Ok(()) => self.by_person = true,
-                    Err(BootError::VolumeMissing { .. }) => {
-                        log::info!(
-                            "no volume labelled {label} is there yet; what was typed is kept for it"
-                        );
-                        self.early = Some(typed.clone());
-                    }
-                    Err(error) => log::error!("{error}"),
-                }
+            self.try_on_closed(&typed);
+            if self.early.is_some() {
+                log::info!("what was typed is kept for the volume that is not there yet");
             }
         }
-        if !self.closed.is_empty()
+        if self.is_closed()
             && let Err(error) = prompt.again()
         {
             log::warn!("cannot ask again: {error}");
@@ -317,36 +387,55 @@ impl Unlocking {
 
     /// Tries what was typed too early on volumes that have appeared since.
     fn try_early(&mut self) {
-        let Some(typed) = self.early.take() else { return };
-        for label in self.closed.clone() {
-            match self.open_labelled(&label, &typed) {
-                Ok(()) => self.by_person = true,
+        if let Some(typed) = self.early.take() {
+            self.try_on_closed(&typed);
+        }
+    }
+
+    /// Each volume can have a passphrase of its own: that one of them does not take it is only worth a word if none does.
+    fn try_on_closed(&mut self, typed: &Passphrase) {
+        let mut errors = Vec::new();
+        let closed = self.closed();
+        for label in &closed {
+            match self.open_labelled(label, typed) {
+                Ok(()) => {}
                 Err(BootError::VolumeMissing { .. }) => self.early = Some(typed.clone()),
-                Err(error) => log::error!("{error}"),
+                Err(error) => errors.push(error),
             }
+        }
+        if self.closed().len() == closed.len() {
+            errors.iter().for_each(|error| log::error!("{error}"));
         }
     }
 
     fn open_labelled(&mut self, label: &str, typed: &[u8]) -> Result<(), BootError> {
-        let volumes = scan();
-        match luks_labelled(&volumes, label).as_slice() {
-            [volume] => self.open_typed(volume, label, typed),
-            [] => Err(missing(label, &volumes)),
-            several => Err(ambiguous(label, several)),
+        let candidates = labelled(&scan(), label)?;
+        let chosen = self.target(label).and_then(|target| target.chosen.clone());
+        match (chosen.filter(|chosen| candidates.contains(chosen)), candidates.as_slice()) {
+            (Some(volume), _) => self.open_typed(&volume, label, typed),
+            (None, [volume]) => self.open_typed(volume, label, typed),
+            (None, several) => Err(ambiguous(label, several.iter())),
         }
     }
 
     /// The automatic way has the same deadline, so its reason is on its way or just arrived.
     fn give_up(&mut self, wake: &mut UnixStream) -> BootError {
-        self.await_reports(wake, REASON_PATIENCE, |this| this.failure.is_none());
-        let deadline = self.plan.deadline;
-        self.failure.take().unwrap_or_else(|| deadline.error(BootError::Unfinished))
+        self.await_reports(wake, REASON_PATIENCE, |this| !this.done);
+        let closed = self.targets.iter_mut().filter(|target| target.opened.is_none());
+        let own = closed.filter_map(|target| target.failure.as_mut()).next();
+        let error = own.or(self.failure.as_mut()).and_then(|failure| failure.error.take());
+        error.unwrap_or_else(|| self.plan.deadline.error(BootError::Unfinished))
+    }
+
+    fn failures(&self) -> impl Iterator<Item = &Failure> {
+        let own = self.targets.iter().filter_map(|target| target.failure.as_ref());
+        self.failure.iter().chain(own)
     }
 
     /// A machine that the server refused its disk has no place in the mesh either, even if a
     /// person opened the disk.
     fn is_refused(&self) -> bool {
-        matches!(self.failure, Some(BootError::Refused(_)))
+        self.failures().any(|failure| failure.is_refusal)
     }
 
     /// Takes reports while `wanting` says that one is missing, for `patience` at most.
@@ -376,24 +465,30 @@ impl Unlocking {
             log::warn!("the key server refused this machine: it gets no mesh identity");
             return Ok(());
         }
-        let (Some((uuid, key)), Some(secret)) = (self.first.take(), self.secret.take()) else {
+        // The identity hangs on the first volume.
+        let first = self.targets.first().and_then(|target| target.opened.as_ref());
+        let (Some(first), Some(secret)) = (first, self.secret.take()) else {
             log::warn!("the TPM gave no secret: this boot has no mesh identity");
             return Ok(());
         };
-        let steps = self.steps.clone();
-        steps.time("identity", || handover::leave_identity(&mesh, &key, &secret, &uuid))
+        let uuid = first.volume.luks_uuid();
+        let leave = || handover::leave_identity(&mesh, &first.key, &secret, &uuid);
+        self.steps.time("identity", leave)
     }
 
     fn leave_timeline(&mut self, result: &Result<(), BootError>) {
-        let error = result.as_ref().err().or(self.failure.as_ref());
-        let outcome = match (result, self.by_person) {
-            (Ok(()), false) => Outcome::Unlocked,
-            (Ok(()), true) => Outcome::Recovery,
-            (Err(BootError::Refused(_)), _) => Outcome::Refused,
-            (Err(_), _) => Outcome::Failed,
+        let mut opened = self.targets.iter().filter_map(|target| target.opened.as_ref());
+        let outcome = match result {
+            Ok(()) if opened.any(|opened| opened.by_person) => Outcome::Recovery,
+            Ok(()) => Outcome::Unlocked,
+            Err(BootError::Refused(_)) => Outcome::Refused,
+            Err(_) => Outcome::Failed,
         };
         let mut timeline = Timeline::new(handover::boot_id(), outcome, self.plan.mode);
-        timeline.reason = error.map(ToString::to_string);
+        let error = result.as_ref().err().map(ToString::to_string);
+        timeline.reason = error.or(self.failures().next().map(|failure| failure.reason.clone()));
+        let general = self.failure.as_ref();
+        timeline.volumes = self.targets.iter().map(|target| target.record(general)).collect();
         self.steps.mark("end");
         timeline.steps = self.steps.taken();
         if let Err(error) = handover::leave_timeline(&timeline) {
@@ -412,100 +507,6 @@ fn arm_watchdog(deadline: Deadline) {
 fn drain(wake: &mut UnixStream) {
     let mut sink = [0; 64];
     while matches!(wake.read(&mut sink), Ok(1..)) {}
-}
-
-/// The automatic way's end of the channel.
-struct Reporter {
-    sender: Sender<Report>,
-    wakened: UnixStream,
-    directories: Vec<PathBuf>,
-}
-
-impl Reporter {
-    fn run(mut self, began: Instant, steps: &Steps) {
-        if let Err(error) = self.unlock(began, steps) {
-            self.report(Report::Failed(error));
-        }
-    }
-
-    fn unlock(&mut self, began: Instant, steps: &Steps) -> Result<(), BootError> {
-        let config = steps.time("config", || oem::load(&self.directories, oem::BOOT_PATIENCE))?;
-        let plan = Plan::of(&config, began);
-        let deadline = plan.deadline;
-        self.report(Report::Plan(Box::new(plan)));
-        let device = config.challenger.tpm_device.as_deref();
-        let patience = TPM_PATIENCE.min(deadline.at.saturating_duration_since(Instant::now()));
-        let mut tpm = steps.time("tpm-open", || Tpm::open_within(device, patience))?;
-        let ek = steps.time("tpm-endorsement-key", || tpm.endorsement_key())?;
-        log::info!("this machine is {}", ek.pubhash());
-        if config.mesh.is_some() {
-            let secret = steps.time("tpm-machine-secret", || tpm.machine_secret(&ek))?;
-            self.report(Report::Secret(secret));
-        }
-        let mut source = Source::prepare(&mut tpm, ek, &config.challenger, steps)?;
-        for label in labels(&config) {
-            let volume = steps.time("volume", || await_volume(&label, deadline))?;
-            let partition = Partition {
-                label: label.clone(),
-                name: volume.name(),
-                uuid: volume.partition_uuid(),
-            };
-            let passphrase = source.release(&partition, deadline, steps)?;
-            self.report(Report::Release(volume, label, passphrase));
-        }
-        Ok(())
-    }
-
-    fn report(&mut self, report: Report) {
-        // The main thread ends the process when it has what it needs; then nobody listens.
-        if self.sender.send(report).is_ok() {
-            let _ = self.wakened.write_all(&[0]);
-        }
-    }
-}
-
-/// Waits for the one LUKS2 volume with this label.
-fn await_volume(label: &str, deadline: Deadline) -> Result<Volume, BootError> {
-    let changes = Changes::of_devices();
-    let began = Instant::now();
-    let mut reminder = began + Duration::from_secs(1);
-    loop {
-        let volumes = scan();
-        match luks_labelled(&volumes, label).as_slice() {
-            [volume] => return Ok(volume.clone()),
-            [] => {}
-            several => return Err(ambiguous(label, several)),
-        }
-        if began.elapsed() >= PLAIN_PATIENCE
-            && let Some(plain) = plain_labelled(&volumes, label)
-        {
-            let label = label.to_owned();
-            return Err(BootError::NotEncrypted { label, device: plain.device });
-        }
-        let now = Instant::now();
-        if now >= deadline.at {
-            return Err(deadline.error(missing(label, &volumes)));
-        }
-        if now >= reminder {
-            log::info!("{}", missing(label, &volumes));
-            reminder = now + REMINDER;
-        }
-        changes.wait(deadline.at.min(now + Duration::from_millis(250)));
-    }
-}
-
-fn missing(label: &str, volumes: &[Volume]) -> BootError {
-    let seen = volumes.iter().filter_map(Volume::luks_label).collect();
-    BootError::VolumeMissing { label: label.to_owned(), seen }
-}
-
-fn ambiguous(label: &str, volumes: &[Volume]) -> BootError {
-    let names: Vec<_> = volumes.iter().map(|volume| volume.device.display().to_string()).collect();
-    BootError::Ambiguous {
-        label: label.to_owned(),
-        count: volumes.len(),
-        devices: names.join(", "),
-    }
 }
 
 /// Opens TPM and source by the configuration and hands them to `work`.

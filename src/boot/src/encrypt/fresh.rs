@@ -5,9 +5,9 @@ use std::process::{Command, Stdio};
 use super::device::Device;
 use super::journal::{self, Order};
 use super::layout::shift;
-use super::token::{self, Unfinished};
 use super::volume::{self, Plan, Volume};
 use super::{EncryptError, Progress, Request};
+use crate::token::{self, Unfinished};
 
 /// Zeroed at both ends: all signatures, LUKS2's second headers (the last place for one is at 4 MiB) and our own undo record.
 const WIPE: u64 = 8 * 1024 * 1024;

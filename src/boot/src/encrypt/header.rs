@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::token;
+
 const MAGIC: &[u8; 6] = b"LUKS\xba\xbe";
 /// The second copy's.
 const SECONDARY_MAGIC: &[u8; 6] = b"SKUL\xba\xbe";
@@ -98,12 +100,9 @@ impl Metadata {
         digests.values().filter_map(|digest| digest.get("iterations")?.as_u64()).max()
     }
 
-    /// Number and content of the first token of this type.
-    pub(super) fn token(&self, kind: &str) -> Option<(u32, &Value)> {
-        let tokens = self.0.get("tokens")?.as_object()?;
-        tokens.iter().find_map(|(number, token)| {
-            (token.get("type")?.as_str()? == kind).then_some((number.parse().ok()?, token))
-        })
+    /// Number and content of our token.
+    pub(super) fn token(&self) -> Option<(u32, &Value)> {
+        token::find(&self.0)
     }
 }
 

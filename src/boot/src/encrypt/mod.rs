@@ -30,22 +30,22 @@ mod header;
 mod journal;
 mod layout;
 mod recovery;
-mod token;
 mod volume;
 
 use std::path::Path;
 
+use crate::token::{self, Unfinished};
+
+pub use crate::token::Unlock;
 pub use content::Ext;
 pub use error::EncryptError;
 pub use recovery::{normalize_recovery_key, recovery_key};
-pub use token::Unlock;
 
 use content::Content;
 use device::Device;
 use header::{BinaryHeader, Metadata, Reencryption};
 use journal::Record;
 use layout::Layout;
-use token::Unfinished;
 use volume::{MACHINE_SLOT, Plan, RECOVERY_SLOT, Volume};
 
 /// What to do with one partition.
@@ -188,6 +188,23 @@ pub fn run(
     verify(&device, request, found, progress)
 }
 
+/// Marks a finished volume, of whoever made it, as enrolled on the machine whose TPM made `mac`, so that no other can be put
+/// in its place. A token of ours is made where there is none; what else is in the header stays.
+///
+/// # Errors
+/// [`EncryptError::Header`] for what is no LUKS2 volume.
+pub fn bind(device: &Path, unlock: Unlock, mac: &[u8; 32]) -> Result<(), EncryptError> {
+    let mut volume = Volume::load(device)?;
+    let metadata = volume.metadata()?;
+    match metadata.token() {
+        Some((number, token)) => {
+            let bound = token::bound(token, unlock, mac);
+            if bound == *token { Ok(()) } else { volume.set_token(number, &bound) }
+        }
+        None => volume.add_token(&token::bound(&token::encode(unlock, None), unlock, mac)),
+    }
+}
+
 fn check(request: &Request<'_>) -> Result<(), EncryptError> {
     for passphrase in [Some(request.passphrase), request.recovery].into_iter().flatten() {
         let why = match passphrase {
@@ -256,7 +273,7 @@ fn luks_state(device: &Device) -> Result<State, EncryptError> {
 
 /// What our token says is left to do; `None` also if there is no token of ours.
 fn unfinished(device: &Device, metadata: &Metadata) -> Result<Option<Unfinished>, EncryptError> {
-    let unfinished = metadata.token(token::TYPE).and_then(|(_, token)| token::unfinished(token));
+    let unfinished = metadata.token().and_then(|(_, token)| token::unfinished(token));
     let header =
         |why: &str| EncryptError::Header { path: device.path().to_owned(), why: why.to_owned() };
     unfinished.transpose().map_err(header)
@@ -411,7 +428,7 @@ fn layout_of(device: &Device, metadata: &Metadata) -> Result<Layout, EncryptErro
 
 /// Takes away what our token says is to be done.
 fn finish_token(volume: &mut Volume) -> Result<(), EncryptError> {
-    match volume.metadata()?.token(token::TYPE) {
+    match volume.metadata()?.token() {
         Some((number, token)) => volume.set_token(number, &token::finished(token)),
         None => Ok(()),
     }
@@ -441,7 +458,7 @@ fn verify(
     let key = volume.key(request.passphrase)?;
     if let Some(recovery) = request.recovery {
         let taken = metadata.has_keyslot(RECOVERY_SLOT);
-        if taken && metadata.token(token::TYPE).is_none() {
+        if taken && metadata.token().is_none() {
             return Err(EncryptError::RecoverySlotTaken { path: path.to_owned() });
         }
         progress(Progress::AddingRecoveryKey);

@@ -94,6 +94,11 @@ impl Volume {
         set.map(drop).map_err(fault(&self.path, "write the latchkey token"))
     }
 
+    pub(super) fn add_token(&mut self, token: &Value) -> Result<(), EncryptError> {
+        let set = self.device.token_handle().json_set(TokenInput::AddToken(token));
+        set.map(drop).map_err(fault(&self.path, "write the latchkey token"))
+    }
+
     /// Puts `recovery` in its keyslot, in the place of an earlier one.
     pub(super) fn set_recovery(
         &mut self,

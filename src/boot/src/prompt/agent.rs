@@ -28,24 +28,22 @@ pub struct AgentPrompt {
     socket: UnixDatagram,
     socket_path: PathBuf,
     question: PathBuf,
-    text: String,
+    message: String,
+    id: String,
     asked: u32,
 }
 
 impl AgentPrompt {
     pub(super) fn open(message: &str, id: &str) -> io::Result<Self> {
         fs::create_dir_all(DIRECTORY)?;
-        let pid = std::process::id();
-        let socket_path = Path::new(DIRECTORY).join(format!("sck.latchkey-{pid}"));
+        let socket_path = Path::new(DIRECTORY).join(format!("sck.latchkey-{}", std::process::id()));
         let _ = fs::remove_file(&socket_path);
         let socket = UnixDatagram::bind(&socket_path)?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, PassCred, &true)?;
-        let text = format!(
-            "[Ask]\nPID={pid}\nSocket={}\nAcceptCached=0\nEcho=0\nNotAfter=0\nSilent=0\nMessage={message}\nIcon=drive-harddisk\nId={id}\n",
-            socket_path.display()
-        );
-        let mut prompt = Self { socket, socket_path, question: PathBuf::new(), text, asked: 0 };
+        let (message, id) = (message.to_owned(), id.to_owned());
+        let question = PathBuf::new();
+        let mut prompt = Self { socket, socket_path, question, message, id, asked: 0 };
         prompt.again()?;
         Ok(prompt)
     }
@@ -91,6 +89,21 @@ impl AgentPrompt {
         }
     }
 
+    pub(super) fn change(&mut self, message: &str) -> io::Result<()> {
+        message.clone_into(&mut self.message);
+        self.again()
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "[Ask]\nPID={}\nSocket={}\nAcceptCached=0\nEcho=0\nNotAfter=0\nSilent=0\nMessage={}\nIcon=drive-harddisk\nId={}\n",
+            std::process::id(),
+            self.socket_path.display(),
+            self.message,
+            self.id
+        )
+    }
+
     /// A new file: an agent has answered the old one and looks at it no more.
     pub(super) fn again(&mut self) -> io::Result<()> {
         let _ = fs::remove_file(&self.question);
@@ -99,7 +112,7 @@ impl AgentPrompt {
         let temporary = Path::new(DIRECTORY).join(format!("tmp.{name}"));
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
-        file.write_all(self.text.as_bytes())?;
+        file.write_all(self.text().as_bytes())?;
         self.question = Path::new(DIRECTORY).join(format!("ask.{name}"));
         fs::rename(&temporary, &self.question)
     }

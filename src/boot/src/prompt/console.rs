@@ -84,6 +84,11 @@ impl ConsolePrompt {
         Ok(None)
     }
 
+    pub(super) fn change(&mut self, message: &str) {
+        self.text = format!("{message}: ");
+        self.again();
+    }
+
     pub(super) fn again(&mut self) {
         set_shown(&self.text);
         self.show(&format!("\r\n{}", self.text));

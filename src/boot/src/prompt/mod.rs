@@ -59,6 +59,20 @@ impl Prompt {
         }
     }
 
+    /// Asks for something else. What was typed on the console and not finished stays.
+    ///
+    /// # Errors
+    /// As [`Prompt::answer`].
+    pub fn change(&mut self, message: &str) -> std::io::Result<()> {
+        match self {
+            Self::Agent(prompt) => prompt.change(message),
+            Self::Console(prompt) => {
+                prompt.change(message);
+                Ok(())
+            }
+        }
+    }
+
     /// Asks again after a wrong answer.
     ///
     /// # Errors

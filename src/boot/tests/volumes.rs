@@ -1,0 +1,196 @@
+//! Which volume is this machine's, and that a header which encrypts nothing, or which Kairos made, is taken for what it is.
+//! On files: neither device-mapper nor root is there where tests run, and nothing here is mapped.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+#[allow(unreachable_pub)]
+mod common;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::{Directory, Machine};
+use kcrypt_discovery_challenger::BootError;
+use kcrypt_discovery_challenger::binding::choose;
+use kcrypt_discovery_challenger::disk::{Volume, read_content};
+use kcrypt_discovery_challenger::luks::{self, Origin};
+use kcrypt_discovery_challenger::token;
+use latchkey_soft_tpm::SoftTpm;
+use latchkey_tpm::Tpm;
+use sha2::{Digest, Sha256};
+
+const LABEL: &str = "COS_PERSISTENT";
+/// UUIDv5(NAMESPACE_URL, label), as on every machine that Kairos installed (protocols/kcrypt.md §11.2).
+const KAIROS_UUID: &str = "85c39d0f-4867-5227-8334-f5eec606d9eb";
+const PASSPHRASE: &[u8] = b"kairos-passphrase-of-32-letters.";
+
+fn volume(path: &Path) -> Volume {
+    Volume { device: path.to_owned(), content: read_content(path).unwrap() }
+}
+
+fn empty(directory: &Directory, name: &str) -> PathBuf {
+    let path = directory.0.join(name);
+    File::create(&path).unwrap().set_len(32 << 20).unwrap();
+    path
+}
+
+/// A plain file system that leaves room for being encrypted in place.
+fn plain(directory: &Directory, name: &str) -> PathBuf {
+    let path = empty(directory, name);
+    let made = Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-L", LABEL])
+        .arg(&path)
+        .arg("12M")
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.unwrap().success());
+    path
+}
+
+/// What Kairos' installer runs (protocols/kcrypt.md §11.2): the passphrase on stdin, without a newline.
+fn kairos_made(path: &Path, label: &str) {
+    format(path, PASSPHRASE, &["--iter-time", "5", "--uuid", KAIROS_UUID, "--label", label]);
+}
+
+fn format(path: &Path, passphrase: &[u8], options: &[&str]) {
+    let mut child = Command::new("cryptsetup")
+        .args(["luksFormat", "--type", "luks2", "-q"])
+        .args(options)
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), passphrase).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+fn choose_on(tpm: &SoftTpm, volumes: &[Volume]) -> Result<Volume, BootError> {
+    let mut tpm = Tpm::open_within(Some(&tpm.device()), std::time::Duration::from_secs(10))?;
+    choose(LABEL, volumes, &mut |uuid, label| Ok(tpm.volume_mac(uuid, label)?))
+}
+
+#[test]
+fn a_volume_that_kairos_made_opens() {
+    let directory = Directory::new();
+    for label in [LABEL, "COS_PERSISTENT_LUKS"] {
+        let path = empty(&directory, label);
+        kairos_made(&path, label);
+        let volume = volume(&path);
+        assert_eq!(volume.luks_uuid(), KAIROS_UUID);
+        assert_eq!(volume.token(), None);
+        let key = luks::key(&volume, LABEL, PASSPHRASE, Origin::Machine).unwrap();
+        assert_eq!(key.len(), 64, "AES-256-XTS, cryptsetup's default");
+        let wrong = luks::key(&volume, LABEL, b"kairos-passphrase", Origin::Machine).unwrap_err();
+        assert_eq!(wrong.exit_code(), 42);
+    }
+}
+
+#[test]
+fn an_enrolled_volume_is_told_from_an_impostor_by_the_tpm_alone() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let directory = Directory::new();
+    let ours = plain(&directory, "ours");
+    let run = machine.run(&["encrypt", "--device", ours.to_str().unwrap(), LABEL]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let ours = volume(&ours);
+    let token = ours.token().unwrap();
+    assert_eq!((&token["unlock"], &token["keyslots"][0]), (&"offline".into(), &"0".into()));
+    assert!(token::mac(&token).unwrap().is_some());
+
+    // A copy with another UUID, so that it can be put beside the first: token and mark are the first one's.
+    let copy = directory.0.join("copy");
+    fs::copy(&ours.device, &copy).unwrap();
+    let uuid = "11111111-2222-4333-8444-555555555555";
+    let changed =
+        Command::new("cryptsetup").args(["luksUUID", "-q", "--uuid", uuid]).arg(&copy).status();
+    assert!(changed.unwrap().success());
+    let kairos = empty(&directory, "kairos");
+    kairos_made(&kairos, LABEL);
+    let (copy, kairos) = (volume(&copy), volume(&kairos));
+
+    let tpm = &machine.tpm;
+    assert_eq!(choose_on(tpm, std::slice::from_ref(&ours)).unwrap(), ours);
+    assert_eq!(choose_on(tpm, &[copy.clone(), ours.clone(), kairos.clone()]).unwrap(), ours);
+    assert_eq!(choose_on(tpm, std::slice::from_ref(&kairos)).unwrap(), kairos);
+    for (volumes, named) in [
+        (vec![copy.clone()], vec![&copy]),
+        (vec![copy.clone(), kairos.clone()], vec![&copy, &kairos]),
+        (vec![kairos.clone(), kairos.clone()], vec![&kairos, &kairos]),
+    ] {
+        let error = choose_on(tpm, &volumes).unwrap_err();
+        assert_eq!(error.exit_code(), 41);
+        for volume in named {
+            let said = error.to_string();
+            assert!(said.contains(volume.device.to_str().unwrap()), "{said}");
+            assert!(said.contains(&volume.luks_uuid()), "{said}");
+        }
+    }
+    // On any other machine it is the impostor.
+    let stranger = SoftTpm::fresh();
+    assert!(matches!(choose_on(&stranger, &[ours]), Err(BootError::Impostor { .. })));
+}
+
+#[test]
+fn a_volume_from_before_is_enrolled_by_running_encrypt_again() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let directory = Directory::new();
+    let path = plain(&directory, "volume");
+    let arguments = ["encrypt", "--device", path.to_str().unwrap(), LABEL];
+    assert_eq!(machine.run(&arguments).code, 0);
+    let marked = volume(&path).token().unwrap();
+    let removed =
+        Command::new("cryptsetup").args(["token", "remove", "--token-id", "0"]).arg(&path).status();
+    assert!(removed.unwrap().success());
+    assert_eq!(volume(&path).token(), None);
+    assert_eq!(machine.run(&arguments).code, 0);
+    assert_eq!(volume(&path).token(), Some(marked));
+    // And a third time changes nothing.
+    let before = fs::read(&path).unwrap();
+    assert_eq!(machine.run(&arguments).code, 0);
+    assert!(fs::read(&path).unwrap() == before);
+}
+
+/// Replaces the `nth` cipher that the metadata names, in both copies of the header, and makes their checksums right again.
+fn replace_cipher(path: &Path, nth: usize, by: &[u8; 15]) {
+    const CHECKSUM: std::ops::Range<usize> = 0x1c0..0x200;
+    const COPY: usize = 0x4000;
+    let mut content = fs::read(path).unwrap();
+    for copy in content.chunks_exact_mut(COPY).take(2) {
+        let places = copy.windows(15).enumerate().filter(|(_, text)| text == b"aes-xts-plain64");
+        let at = places.map(|(at, _)| at).nth(nth).unwrap();
+        copy[at..at + 15].copy_from_slice(by);
+        copy[CHECKSUM].fill(0);
+        let digest = Sha256::digest(&*copy);
+        copy[CHECKSUM][..32].copy_from_slice(&digest);
+    }
+    fs::write(path, content).unwrap();
+}
+
+#[test]
+fn a_null_cipher_is_refused_before_a_key_is_tried() {
+    let directory = Directory::new();
+    let path = empty(&directory, "null");
+    // The keyslot's, and the data's.
+    for nth in [0, 1] {
+        kairos_made(&path, LABEL);
+        luks::key(&volume(&path), LABEL, PASSPHRASE, Origin::Machine).unwrap();
+        replace_cipher(&path, nth, b"cipher_null-ecb");
+        let error = luks::key(&volume(&path), LABEL, PASSPHRASE, Origin::Machine).unwrap_err();
+        assert!(
+            matches!(&error, BootError::Untrusted { why, .. } if why.contains("cipher_null")),
+            "{error}"
+        );
+        assert_eq!(error.exit_code(), 41);
+    }
+}
+
+#[test]
+fn a_header_that_was_swapped_after_it_was_chosen_is_refused() {
+    let directory = Directory::new();
+    let path = empty(&directory, "swapped");
+    kairos_made(&path, LABEL);
+    let chosen = volume(&path);
+    format(&path, PASSPHRASE, &["--iter-time", "5", "--label", LABEL]);
+    let error = luks::key(&chosen, LABEL, PASSPHRASE, Origin::Machine).unwrap_err();
+    assert!(matches!(error, BootError::Untrusted { .. }), "{error}");
+}
