@@ -79,6 +79,20 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) machine_burst: u32,
 
+    /// Namespace of the volumes and Secrets that are made for machines nobody has written a volume for.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) namespace: String,
+
+    /// PCRs that a machine's quote may have, of 0 to 15. Volumes are held to those of their first quote; which ones these are
+    /// is the client's choice.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [0, 7, 11], value_parser = clap::value_parser!(u32).range(0..=15))]
+    pub(crate) pcrs: Vec<u32>,
+
+    /// Take quotes without a nonce, as clients before generation 2 bound them to the exchange. Such a quote may be an old one,
+    /// of before the machine was tampered with.
+    #[arg(long)]
+    pub(crate) allow_empty_quote_nonce: bool,
+
     /// Seconds a peer has for its TLS handshake, and again for its HTTP request.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub(crate) handshake_timeout: Duration,

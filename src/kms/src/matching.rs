@@ -5,6 +5,8 @@
 //! 1. Empty facts and `unknown` identify nothing. `X` and `X_LUKS` are one label. UUIDs are compared in any case.
 //! 2. Label, partition UUID and device name each point at the partitions that have that value; a fact that points at none says
 //!    nothing. If two facts point at different partitions, nothing is released: one of them would be the wrong one.
+//!    The device name is not asked when label and UUID agree: kernel names move from boot to boot, on machines with several
+//!    disks to another's.
 //! 3. The label decides. A partition found without it (by UUID or name) must not have another label than the request, and
 //!    one found by name alone not another UUID either: kernel names move from boot to boot.
 //! 4. What is left must be one secret. If several volumes of the machine name different secrets for it, nothing is released.
@@ -112,6 +114,12 @@ pub(crate) fn find<'a>(volumes: &[&'a SealedVolume], facts: &Facts) -> Result<Fo
     let tests: [fn(&Facts, &Partition) -> bool; 3] = [same_label, same_uuid, same_name];
     let mut left: Option<Vec<Found<'a>>> = None;
     for test in tests {
+        let sure = |found: &Found<'a>| {
+            same_label(facts, found.partition) && same_uuid(facts, found.partition)
+        };
+        if left.as_ref().is_some_and(|left| left.iter().all(sure)) {
+            break;
+        }
         let pointed_at = |found: &&Found<'a>| test(facts, found.partition);
         if !all.iter().any(|found| pointed_at(&found)) {
             continue;
@@ -135,6 +143,15 @@ pub(crate) fn find<'a>(volumes: &[&'a SealedVolume], facts: &Facts) -> Result<Fo
         [first, others @ ..] if others.iter().all(|other| other == first) => Ok(*first),
         _ => Err(NotFound::Ambiguous),
     }
+}
+
+/// Whether a request has a label that no partition of the machine has.
+pub(crate) fn is_new_label(volumes: &[&SealedVolume], facts: &Facts) -> bool {
+    facts.label.is_some()
+        && !volumes
+            .iter()
+            .flat_map(|volume| &volume.spec.partitions)
+            .any(|partition| same_label(facts, partition))
 }
 
 fn same_label(facts: &Facts, partition: &Partition) -> bool {
@@ -224,6 +241,8 @@ mod tests {
             // facts that point nowhere do not matter beside a label that fits
             (["COS_PERSISTENT", "ffff-9", "nvme0n1p5"], Ok(0)),
             (["DATA", "ffff-9", "sdz1"], Ok(2)),
+            // the kernel names of two disks have swapped
+            (["COS_PERSISTENT", "aaaa-1", "sda2"], Ok(0)),
             // nothing known
             (["", "", ""], Err(NotFound::NoFacts)),
             (["unknown", "unknown", "unknown"], Err(NotFound::NoFacts)),

@@ -84,7 +84,12 @@ async fn listen(
         limits: Arc::new(Limits::new(options.address_limit(), options.machine_limit())),
         places,
         metrics,
-        settings: Settings { message_timeout: options.message_timeout },
+        settings: Settings {
+            message_timeout: options.message_timeout,
+            pcrs: options.pcrs.iter().copied().collect(),
+            allow_empty_nonce: options.allow_empty_quote_nonce,
+            namespace: options.namespace.clone(),
+        },
         handshake_timeout: options.handshake_timeout,
         stop_timeout: options.stop_timeout,
         quiet: Lines::default(),

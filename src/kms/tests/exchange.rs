@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, thread};
 
 use latchkey_wire::{
+    manifest::safe_kube_name,
     pem,
     v1::{Payload, Refusal, Release, Token},
 };
@@ -66,10 +67,23 @@ fn each_answer_of_get_pass() {
         ),
         (
             "a Secret of this machine",
-            plain.clone() + &found.replace("namespace: default}", &format!("namespace: default, labels: {{kcrypt.kairos.io/tpm-hash: {}-12345678}}}}", &pubhash.as_str()[..54])),
+            plain.clone() + &found.replace("namespace: default}", &format!("namespace: default, labels: {{kcrypt.kairos.io/tpm-hash: {}}}}}", safe_kube_name(pubhash.as_str()))),
             PERSISTENT,
             Answer::Passphrase("found"),
         ),
+        (
+            "a Secret of a machine whose hash begins alike",
+            plain.clone() + &found.replace("namespace: default}", &format!("namespace: default, labels: {{kcrypt.kairos.io/tpm-hash: {}-12345678}}}}", &pubhash.as_str()[..54])),
+            PERSISTENT,
+            no_volume(),
+        ),
+        (
+            "held to PCR values, which generation 1 does not prove",
+            MACHINE.volume("node", "  attestation: {pcrValues: {pcrs: {\"7\": \"00\"}}}\n") + &found,
+            PERSISTENT,
+            Answer::Error("PCR verification failed: this volume is held to PCR values, which generation 1 does not prove; ask /tpm-attestation, or let an operator reset them".to_owned()),
+        ),
+        ("held to none yet", MACHINE.volume("node", "  attestation: {pcrValues: {pcrs: {\"7\": \"\"}}}\n") + &found, PERSISTENT, Answer::Passphrase("found")),
         ("empty", plain.clone() + &secret("node-cos-persistent", "  passphrase: \"\"\n"), PERSISTENT, Answer::Error("secret default/node-cos-persistent: it has no passphrase under the key \"passphrase\"".to_owned())),
         ("other key", plain.clone() + &secret("node-cos-persistent", "  pass: found\n"), PERSISTENT, Answer::Error("secret default/node-cos-persistent: it has no passphrase under the key \"passphrase\"".to_owned())),
         ("newline", plain.clone() + &secret("node-cos-persistent", "  passphrase: |\n    hunter2\n"), PERSISTENT, line_break()),

@@ -50,7 +50,7 @@ fn requests_that_open_no_websocket_are_turned_away() {
         ("as it must be", format!("{handshake}\r\n"), "101"),
         ("own origin", format!("{handshake}Origin: http://KMS\r\n\r\n"), "101"),
         ("foreign origin", format!("{handshake}Origin: http://evil.example\r\n\r\n"), "403"),
-        ("other path", handshake.replace("/getPass", "/tpm-attestation") + "\r\n", "404"),
+        ("other path", handshake.replace("/getPass", "/attestation") + "\r\n", "404"),
         ("path in other case", handshake.replace("/getPass", "/getpass") + "\r\n", "404"),
         ("root", handshake.replace("/getPass", "/") + "\r\n", "404"),
         ("no upgrade", handshake.replace("keep-alive, Upgrade", "close") + "\r\n", "400"),

@@ -120,6 +120,26 @@ impl Proof {
     }
 }
 
+impl Proof {
+    /// Reads only the secret of a message whose quote cannot be read.
+    pub fn secret_from_json(message: &[u8]) -> Result<ActivationSecret> {
+        Ok(go_json::parse::<SecretOfProof>("attestation proof", message)?.0)
+    }
+}
+
+#[derive(Default)]
+struct SecretOfProof(ActivationSecret);
+
+impl go_json::GoObject for SecretOfProof {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "secret" => self.0 = ActivationSecret(Zeroizing::new(go_json::bytes(map)?)),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
 impl go_json::GoObject for Proof {
     fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
         match key {

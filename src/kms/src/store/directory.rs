@@ -38,6 +38,7 @@ pub(crate) struct Store {
     /// How often the snapshot was changed, and whether the directory could be read at the last look.
     generation: AtomicU64,
     readable: AtomicBool,
+    turns: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Store {
@@ -95,6 +96,7 @@ impl Store {
             snapshot: RwLock::default(),
             generation: AtomicU64::new(0),
             readable: AtomicBool::new(true),
+            turns: tokio::sync::Mutex::default(),
         };
         let mut files = store.lock();
         // Another program's half-written file is no leftover.
@@ -146,6 +148,11 @@ impl Store {
         self.refresh_changed(&mut files);
         self.publish(&mut files);
         Ok(Change { store: self, files, _alone: alone })
+    }
+
+    /// Waits for one's turn to change the store, without keeping a thread waiting.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turns.lock().await
     }
 
     /// Adds a Secret durably, or says why not. Never changes an existing one.
@@ -341,6 +348,27 @@ impl Change<'_> {
             .map_err(|source| EditError::Io { path: path.clone(), source })?;
         self.changed(&object);
         Ok(true)
+    }
+
+    /// Changes one volume from what it was when that was decided.
+    pub(crate) fn replace_volume(
+        &mut self,
+        from: &SealedVolume,
+        to: SealedVolume,
+    ) -> Result<(), EditError> {
+        let mut is_same = false;
+        let (namespace, name) = (from.metadata.namespace(), &from.metadata.name);
+        self.edit_volume(namespace, name, |volume| {
+            is_same = volume == from;
+            if is_same {
+                *volume = to;
+            }
+        })?;
+        if is_same {
+            Ok(())
+        } else {
+            Err(EditError::Moved(format!("SealedVolume {namespace}/{name}")))
+        }
     }
 
     /// Takes one object out of the file it is in, and removes the file if it was the last.

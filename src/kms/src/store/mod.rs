@@ -1,5 +1,4 @@
 //! The store: a directory of YAML manifests.
-#![allow(dead_code)] // the changes of volumes: used from the next step on
 //!
 //! # Layout
 //!
@@ -34,8 +33,8 @@ mod snapshot;
 mod tests;
 mod watch;
 
-pub(crate) use directory::Store;
-pub(crate) use snapshot::{ReadSecret, Snapshot};
+pub(crate) use directory::{Change, Store};
+pub(crate) use snapshot::{ReadSecret, Snapshot, secret_names};
 
 use std::path::PathBuf;
 
@@ -87,6 +86,12 @@ pub(crate) enum EditError {
     /// The object could not be written as text.
     #[error("{0}")]
     Text(latchkey_wire::Error),
+    /// No passphrase could be made.
+    #[error("no random bytes: {0}")]
+    Random(getrandom::Error),
+    /// The volume is not what the change was made from.
+    #[error("{0} has changed meanwhile")]
+    Moved(String),
     /// The file system said no, or somebody changed the file at the same moment.
     #[error("writing {} failed: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },

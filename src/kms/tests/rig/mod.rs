@@ -20,20 +20,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::{
-    cipher::{AES_128, DecryptingKey, DecryptionContext, UnboundCipherKey},
-    encoding::{AsDer, PublicKeyX509Der},
-    iv::FixedLength,
-    rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey},
-};
-use hmac::{Hmac, KeyInit, Mac};
+use latchkey_soft_identity::{Keys, SoftIdentity, new_key};
 use latchkey_wire::{
-    attest::{AttestationParameters, ak_name},
-    credential::{kdfa, split_credential},
-    ek::RsaPublicKey,
+    attest::AttestationParameters,
     pem,
     pubhash::Pubhash,
     v1::{Challenge, ChallengeResponse, Payload, Token},
+    v2::{Answer, Init, Proof},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -42,7 +35,6 @@ use tungstenite::{
     http::{self, Request},
     protocol::Role,
 };
-use zeroize::Zeroizing;
 
 /// Nothing here takes this long on a machine that is alive.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -54,61 +46,36 @@ pub(crate) static VECTORS: LazyLock<Value> = LazyLock::new(|| {
 
 /// The machine whose EK is in the vectors.
 pub(crate) static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
-    let (_, der) =
+    let (_, ek) =
         pem::first_block(VECTORS["software_ek"]["private_pkcs8_pem"].as_str().unwrap()).unwrap();
-    Machine::with(PrivateDecryptingKey::from_pkcs8(&der).unwrap())
+    Machine::with(ek)
 });
 
 /// Another machine.
-pub(crate) static STRANGER: LazyLock<Machine> =
-    LazyLock::new(|| Machine::with(PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap()));
+pub(crate) static STRANGER: LazyLock<Machine> = LazyLock::new(|| Machine::with(new_key()));
 
 pub(crate) struct Machine {
-    ek: OaepPrivateDecryptingKey,
+    /// With the AK that was recorded from a TPM (`v1_token_json`), which cannot sign: generation 1 needs no more.
+    recorded: SoftIdentity,
+    /// With an AK of its own.
+    pub(crate) soft: SoftIdentity,
     pub(crate) token: Token,
     pub(crate) pubhash: Pubhash,
 }
 
 impl Machine {
-    fn with(private: PrivateDecryptingKey) -> Self {
-        let spki: PublicKeyX509Der<'_> = private.public_key().as_der().unwrap();
-        let ak =
+    fn with(ek: Vec<u8>) -> Self {
+        let soft = SoftIdentity::with(Keys { ek, ak: new_key() });
+        let mut recorded = SoftIdentity::with(soft.keys().clone());
+        recorded.ak =
             AttestationParameters::from_json(VECTORS["v1_token_json"]["AK"].to_string().as_bytes())
                 .unwrap();
-        Self {
-            ek: OaepPrivateDecryptingKey::new(private).unwrap(),
-            token: Token { ek_pem: pem::encode(pem::PUBLIC_KEY, spki.as_ref()), ak },
-            pubhash: RsaPublicKey::from_spki(spki.as_ref()).unwrap().pubhash(),
-        }
+        Self { token: recorded.token(), pubhash: soft.pubhash(), recorded, soft }
     }
 
     /// TPM2_ActivateCredential.
     pub(crate) fn activate(&self, challenge: &Challenge) -> ChallengeResponse {
-        let name = ak_name(&self.token.ak.public);
-        let parts = split_credential(&challenge.credential, &challenge.secret).unwrap();
-        let mut room = vec![0; self.ek.min_output_size()];
-        let seed = self
-            .ek
-            .decrypt(
-                &OAEP_SHA256_MGF1SHA256,
-                parts.encrypted_secret,
-                &mut room,
-                Some(b"IDENTITY\0"),
-            )
-            .unwrap();
-        let (mac, identity) = parts.id_object[2..].split_at(32);
-        let mut check =
-            Hmac::<sha2::Sha256>::new_from_slice(&kdfa(seed, "INTEGRITY", &[], &[], 256).unwrap())
-                .unwrap();
-        check.update(identity);
-        check.update(&name);
-        check.verify_slice(mac).expect("TPM_RC_INTEGRITY");
-        let key = UnboundCipherKey::new(&AES_128, &kdfa(seed, "STORAGE", &name, &[], 128).unwrap())
-            .unwrap();
-        let mut identity = identity.to_vec();
-        let context = DecryptionContext::Iv128(FixedLength::from([0u8; 16]));
-        DecryptingKey::cfb128(key).unwrap().decrypt(&mut identity, context).unwrap();
-        ChallengeResponse { secret: Zeroizing::new(identity[2..].to_vec()) }
+        self.recorded.activate(challenge)
     }
 
     /// A SealedVolume of this machine with one partition `COS_PERSISTENT`; `more` is further YAML of the spec.
@@ -277,6 +244,52 @@ impl Kms {
         upgrade(self.connect(), self.address, path, authorization, facts)
     }
 
+    /// `/tpm-attestation`, opened as Go's client does: without an Authorization header.
+    pub(crate) fn open_attestation(&self, [label, uuid, name]: Facts<'_>) -> WebSocket<TcpStream> {
+        let request = websocket_request(self.address, "/tpm-attestation")
+            .header("label", label)
+            .header("uuid", uuid)
+            .header("name", name)
+            .body(())
+            .unwrap();
+        tungstenite::client(request, self.connect()).map_err(|error| error.to_string()).unwrap().0
+    }
+
+    /// `/tpm-attestation`, to the answer, which may come in the place of the challenge.
+    pub(crate) fn attest_with(
+        &self,
+        facts: Facts<'_>,
+        init: &str,
+        proof: impl FnOnce(&Challenge) -> String,
+    ) -> Option<Answer> {
+        let mut socket = self.open_attestation(facts);
+        socket.send(Message::text(init.to_owned())).unwrap();
+        let challenge = match said(&mut socket)?.into_challenge() {
+            Ok(challenge) => challenge,
+            Err(refusal) => panic!("{refusal}"),
+        };
+        socket.send(Message::text(proof(&challenge))).unwrap();
+        let answer = said(&mut socket);
+        assert!(socket.read().is_err(), "nothing comes after the answer");
+        answer
+    }
+
+    /// `/tpm-attestation` of a machine with these wishes.
+    pub(crate) fn attest_as(
+        &self,
+        machine: &SoftIdentity,
+        facts: Facts<'_>,
+        init: &Init,
+    ) -> Option<Answer> {
+        let proof = |challenge: &Challenge| Proof::to_json(&machine.proof(challenge)).to_string();
+        self.attest_with(facts, &init.to_json(), proof)
+    }
+
+    /// `/tpm-attestation` of a machine that wishes nothing.
+    pub(crate) fn attest(&self, machine: &SoftIdentity, facts: Facts<'_>) -> Option<Answer> {
+        self.attest_as(machine, facts, &machine.init())
+    }
+
     /// `/getPass`, to the answer.
     pub(crate) fn get(&self, machine: &Machine, facts: Facts<'_>) -> Option<Payload> {
         let mut socket = self.open("/getPass", &machine.token.authorization_header(), facts);
@@ -421,6 +434,18 @@ pub(crate) fn page(address: SocketAddr, path: &str) -> (String, String) {
     let answer = talk(address, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+/// The next message of a server of generation 2: one text frame, with a newline at its end.
+pub(crate) fn said<S: Read + Write>(socket: &mut WebSocket<S>) -> Option<Answer> {
+    match socket.read() {
+        Ok(Message::Text(text)) => {
+            assert!(text.ends_with("}\n"), "{text}");
+            Some(Answer::from_json(text.as_bytes()).unwrap())
+        }
+        Ok(other) => panic!("not a text frame: {other:?}"),
+        Err(_) => None,
+    }
 }
 
 /// A WebSocket without its opening handshake, to send what a library would not.

@@ -1,8 +1,10 @@
-//! One exchange over one WebSocket: challenge, proof, decision, answer (`protocols/kcrypt.md` §5.3, §5.4).
+//! One exchange over one WebSocket: challenge, proof, decision, answer (`protocols/kcrypt.md` §5.3, §5.4; §6 in [`v2`]).
 //!
 //! A peer that has not proved itself gets the challenge and nothing else. Answers are the frames Go's server sends.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod v2;
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -31,7 +33,10 @@ use tokio_tungstenite::{
 use zeroize::Zeroizing;
 
 use crate::{
-    decision::{self, Decision, Outcome, Target},
+    decision::{
+        Target,
+        v1::{self, Decision, Outcome},
+    },
     limits::TooMany,
     matching::Facts,
     report::{Ended, Ending, Report},
@@ -45,11 +50,12 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Sizes of the OAEP blocks of RSA-2048, -3072 and -4096.
 const OAEP_BLOCKS: [usize; 3] = [256, 384, 512];
 
-/// The two endpoints of generation 1.
+/// The endpoints: two of generation 1, one of generation 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     GetPass,
     PostPass,
+    Attestation,
 }
 
 impl Endpoint {
@@ -59,6 +65,7 @@ impl Endpoint {
         match path.rsplit('/').next() {
             Some("getPass") => Some(Self::GetPass),
             Some("postPass") => Some(Self::PostPass),
+            Some("tpm-attestation") => Some(Self::Attestation),
             _ => None,
         }
     }
@@ -69,6 +76,7 @@ impl Endpoint {
         match self {
             Self::GetPass => "getPass",
             Self::PostPass => "postPass",
+            Self::Attestation => "tpm-attestation",
         }
     }
 }
@@ -84,6 +92,12 @@ impl std::fmt::Display for Endpoint {
 pub(crate) struct Settings {
     /// How long a peer has for each message.
     pub(crate) message_timeout: Duration,
+    /// Generation 2: the PCRs a quote may have.
+    pub(crate) pcrs: BTreeSet<u32>,
+    /// Generation 2: take quotes without a nonce, which may be old ones.
+    pub(crate) allow_empty_nonce: bool,
+    /// Generation 2: of the objects that are made for machines nobody has written a volume for.
+    pub(crate) namespace: String,
 }
 
 /// What the HTTP request said.
@@ -91,7 +105,8 @@ pub(crate) struct Settings {
 pub(crate) struct Request {
     pub(crate) peer: SocketAddr,
     pub(crate) endpoint: Endpoint,
-    pub(crate) claim: latchkey_wire::Result<Claim>,
+    /// Of generation 1; generation 2 says it in its first message.
+    pub(crate) claim: Option<latchkey_wire::Result<Claim>>,
     pub(crate) facts: Facts,
 }
 
@@ -146,6 +161,11 @@ impl Failure {
         }
     }
 
+    /// The end of an exchange that this befell before anything was proved.
+    fn before_proof(&self) -> Concluded {
+        (None, Ending::new(Ended::Unauthenticated, self.reason(), self.to_string()))
+    }
+
     /// The end of an exchange that this befell after the proof.
     fn ending(&self) -> Ending {
         Ending::new(Ended::Interrupted, self.reason(), self.to_string())
@@ -172,24 +192,38 @@ where
     let stream = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
     let mut peer = Peer { stream, patience: settings.message_timeout };
     let Request { peer: address, endpoint, claim, facts } = request;
-    let (pubhash, (target, ending)) = match authenticate(&mut peer, claim, visit).await {
-        Err(failure) => {
-            let why = failure.to_string();
-            (None, (None, Ending::new(Ended::Unauthenticated, failure.reason(), why)))
-        }
-        Ok(pubhash) => {
-            let decision = store.read(|snapshot| match endpoint {
-                Endpoint::GetPass => decision::get(snapshot, &pubhash, &facts),
-                Endpoint::PostPass => decision::post(snapshot, &pubhash, &facts),
-            });
-            let concluded = match endpoint {
-                Endpoint::GetPass => get(&mut peer, decision).await,
-                Endpoint::PostPass => post(&mut peer, store, decision).await,
-            };
-            (Some(pubhash), concluded)
-        }
+    let (pubhash, (target, ending)) = match claim {
+        Some(claim) => prove_and_ask(&mut peer, endpoint, claim, &facts, visit, store).await,
+        None => v2::attest(&mut peer, &facts, visit, store, settings).await,
     };
     (Report { endpoint, peer: address, facts, pubhash, target, ending }, peer)
+}
+
+/// The exchange of generation 1.
+async fn prove_and_ask<S>(
+    peer: &mut Peer<S>,
+    endpoint: Endpoint,
+    claim: latchkey_wire::Result<Claim>,
+    facts: &Facts,
+    visit: &Visit,
+    store: &Arc<Store>,
+) -> (Option<Pubhash>, Concluded)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let pubhash = match authenticate(peer, claim, visit).await {
+        Ok(pubhash) => pubhash,
+        Err(failure) => return (None, failure.before_proof()),
+    };
+    let decision = store.read(|snapshot| match endpoint {
+        Endpoint::PostPass => v1::post(snapshot, &pubhash, facts),
+        Endpoint::GetPass | Endpoint::Attestation => v1::get(snapshot, &pubhash, facts),
+    });
+    let concluded = match endpoint {
+        Endpoint::PostPass => post(peer, store, decision).await,
+        Endpoint::GetPass | Endpoint::Attestation => get(peer, decision).await,
+    };
+    (Some(pubhash), concluded)
 }
 
 /// A peer's side of the WebSocket, with a deadline on each step.
@@ -220,9 +254,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         timeout(self.patience, next).await.map_err(|_| Failure::Deadline(what))?
     }
 
-    /// Sends a binary message, as Go's server does.
+    /// Sends a binary message, as Go's server of generation 1 does.
     async fn send(&mut self, message: Zeroizing<Vec<u8>>) -> Result<(), Failure> {
-        let message = Message::Binary(Bytes::from_owner(Wiped(message)));
+        self.send_message(Message::Binary(Bytes::from_owner(Wiped(message)))).await
+    }
+
+    async fn send_message(&mut self, message: Message) -> Result<(), Failure> {
         timeout(self.patience, self.stream.send(message))
             .await
             .map_err(|_| Failure::Deadline("read"))?
@@ -335,6 +372,7 @@ where
         &payload.passphrase,
     );
     let writer = store.clone();
+    let _turn = store.turn().await;
     let created = tokio::task::spawn_blocking(move || writer.create(&secret)).await;
     let ending = match created {
         Ok(Ok(())) => Ending::new(Ended::Granted, "stored", "first passphrase stored"),

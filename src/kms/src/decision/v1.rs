@@ -1,26 +1,19 @@
-//! What a machine that has proved who it is gets: a pure function of the store's snapshot, its TPM hash and its facts
-//! (`protocols/kcrypt.md` §5.3 to §5.7).
-//!
-//! A refusal that an operator must hear about is told to the client in upstream's words. Trouble on our side (objects that
-//! contradict each other, files that cannot be read) is not: the connection is closed without an error object, and the client
-//! asks again.
+//! Generation 1: `/getPass` and `/postPass` (`protocols/kcrypt.md` §5.3 to §5.7).
 
 use latchkey_wire::{
-    manifest::{GENERATED_BY, SealedVolume, Secret},
+    manifest::{GENERATED_BY, SealedVolume},
     pubhash::Pubhash,
     v1::{Payload, text},
 };
-use zeroize::Zeroizing;
 
+use super::{Owner, Target, is_held_to_pcrs, owner, usable, value};
 use crate::{
     matching::{self, Facts, Found},
     store::{ReadSecret, Snapshot},
 };
 
-/// Label that generation 2 puts on a Secret: the hash of the machine it is for, cut to what a label holds.
-const TPM_HASH_LABEL: &str = "kcrypt.kairos.io/tpm-hash";
-/// Digits of the hash that survive the cutting.
-const TPM_HASH_DIGITS: usize = 54;
+/// Told to a machine whose volume is held to PCR values; it begins with what clients of generation 2 key on.
+const PCRS_WANTED: &str = "PCR verification failed: this volume is held to PCR values, which generation 1 does not prove; ask /tpm-attestation, or let an operator reset them";
 
 /// What happens with a request.
 #[derive(Debug)]
@@ -28,19 +21,6 @@ pub(crate) struct Decision {
     /// Where it is about, as far as it was found.
     pub(crate) target: Option<Target>,
     pub(crate) outcome: Outcome,
-}
-
-/// Volume, partition and secret, by name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) namespace: String,
-    pub(crate) volume: String,
-    /// The partition's label in the volume.
-    pub(crate) label: String,
-    /// Name of the Secret.
-    pub(crate) secret: String,
-    /// Key in the Secret.
-    pub(crate) key: String,
 }
 
 #[derive(Debug)]
@@ -84,11 +64,18 @@ pub(crate) fn get(snapshot: &Snapshot, pubhash: &Pubhash, facts: &Facts) -> Deci
             );
         }
     };
-    if let Some(other) = belongs_to_another(secret, pubhash) {
+    if let Owner::Another(other) = owner(secret, pubhash) {
         let why = format!("Secret is labelled for another machine ({other})");
         return Decision::refused(Some(target), text::no_volume(pubhash), why);
     }
-    match passphrase(secret, &found, &target) {
+    let refuse = |why: String| {
+        let answer = format!("secret {}/{}: {why}", target.namespace, target.secret);
+        Decision::refused(Some(target.clone()), answer, why)
+    };
+    let Some(value) = value(secret, found.partition) else {
+        return refuse(format!("it has no passphrase under the key {:?}", target.key));
+    };
+    match usable(value) {
         Ok(passphrase) => {
             let generated_by = secret
                 .data
@@ -101,10 +88,7 @@ pub(crate) fn get(snapshot: &Snapshot, pubhash: &Pubhash, facts: &Facts) -> Deci
             };
             Decision { target: Some(target), outcome: Outcome::Released(payload) }
         }
-        Err(why) => {
-            let answer = format!("secret {}/{}: {why}", target.namespace, target.secret);
-            Decision::refused(Some(target), answer, why)
-        }
+        Err(why) => refuse(why.to_owned()),
     }
 }
 
@@ -136,6 +120,10 @@ fn admit<'a>(
         let why = format!("quarantined by SealedVolume {:?}", volume.metadata.name);
         let answer = text::quarantined(&target.label);
         return Err(Box::new(Decision::refused(Some(target), answer, why)));
+    }
+    if let Some(volume) = volumes.iter().find(|volume| is_held_to_pcrs(volume)) {
+        let why = format!("SealedVolume {:?} is held to PCR values", volume.metadata.name);
+        return Err(Box::new(Decision::refused(Some(target), PCRS_WANTED.to_owned(), why)));
     }
     let by_default = found.partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty());
     if by_default && snapshot.is_shared_by_default(&target.namespace, &target.secret) {
@@ -173,31 +161,4 @@ fn read_secret<'a>(snapshot: &'a Snapshot, found: &Found<'_>, target: &Target) -
         }
         _ => read,
     }
-}
-
-fn belongs_to_another<'a>(secret: &'a Secret, pubhash: &Pubhash) -> Option<&'a str> {
-    let owner = secret.metadata.labels.get(TPM_HASH_LABEL)?;
-    let digits = pubhash.as_str().get(..TPM_HASH_DIGITS)?;
-    (!owner.starts_with(digits)).then_some(owner.as_str())
-}
-
-/// The passphrase in a Secret, if it is one that survives the way to `cryptsetup` (§11.2).
-fn passphrase(
-    secret: &Secret,
-    found: &Found<'_>,
-    target: &Target,
-) -> Result<Zeroizing<String>, String> {
-    let written =
-        found.partition.secret.as_ref().map(|secret| secret.path.as_str()).unwrap_or_default();
-    let value = [target.key.as_str(), written]
-        .iter()
-        .find_map(|key| secret.data.get(*key))
-        .filter(|value| !value.is_empty())
-        .ok_or_else(|| format!("it has no passphrase under the key {:?}", target.key))?;
-    let text = std::str::from_utf8(value)
-        .map_err(|_| "its passphrase is not UTF-8 text, which JSON cannot carry".to_owned())?;
-    if text.contains(['\r', '\n', '\0']) {
-        return Err("its passphrase holds a line break or NUL, at which installers cut it off; write it without".to_owned());
-    }
-    Ok(Zeroizing::new(text.to_owned()))
 }

@@ -1,0 +1,688 @@
+//! Generation 2: the enrolment state machine (`protocols/kcrypt.md` §7.3, §7.4), with its rows a to e.
+//!
+//! It differs from upstream where that is a hazard:
+//!
+//! * **Deferral** is honoured wherever no PCR value is held yet, in row c too: upstream ignores it there and holds the machine
+//!   to the values of its installer. The EK is learned at once, the PCRs at the first boot that does not defer.
+//! * **A machine has one state**, however many volumes: a volume that is held to an EK or to PCRs speaks for all volumes of
+//!   the machine, and one that is quarantined for all.
+//! * **Names do not decide.** A Secret is reused only if it is labelled for this very machine and partition; if the name is
+//!   taken, a longer one is made, and the volume says which. So is the name of a volume (`tofu-<8 digits>`, then 16, 32).
+//!   Capitals in a label, which make upstream's names invalid for Kubernetes, are lowered.
+//! * **The label decides** which partition a machine means; a partition without one cannot be enrolled. A label that no
+//!   partition of the machine has is a new partition, whatever its kernel name was called before.
+//! * Operators' PCR values are compared in any case, their EK as a key, however its PEM is wrapped.
+//! * Nothing is enrolled while a file that cannot be read mentions the machine.
+
+use std::collections::BTreeMap;
+
+use latchkey_wire::{
+    ek::RsaPublicKey,
+    manifest::{
+        self, Attestation, DEFAULT_KEY, Metadata, Partition, PcrValues, SealedVolume,
+        SealedVolumeSpec, Secret, SecretRef,
+    },
+    pem,
+    pubhash::Pubhash,
+    v2::text,
+};
+use zeroize::Zeroizing;
+
+use super::{
+    Owner, PARTITION, TPM_HASH, Target, is_held_to_pcrs, is_sealed, owner, same, stored_pcrs,
+    usable, value,
+};
+use crate::{
+    matching::{self, Facts, Found, NotFound},
+    store::{ReadSecret, Snapshot, secret_names},
+};
+
+/// What a machine has proved, and what it asks for.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) ek: RsaPublicKey,
+    /// From its quote.
+    pub(crate) pcrs: BTreeMap<u32, [u8; 32]>,
+    pub(crate) facts: Facts,
+    pub(crate) defers: bool,
+    pub(crate) accepts_sealed: bool,
+    pub(crate) release_only: bool,
+}
+
+/// What the decision takes from its surroundings.
+#[derive(Debug)]
+pub(crate) struct Surroundings<'a> {
+    /// RFC 3339.
+    pub(crate) now: &'a str,
+    /// Of the objects that are made for machines nobody has written a volume for.
+    pub(crate) namespace: &'a str,
+}
+
+/// What happens with a request.
+#[derive(Debug)]
+pub(crate) struct Decision {
+    /// Where it is about, as far as it was found.
+    pub(crate) target: Option<Target>,
+    pub(crate) outcome: Outcome,
+}
+
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The passphrase is sent, once what has to be written is.
+    Release(Release),
+    /// The machine is told `answer`; the log says `why`.
+    Refused { answer: String, why: String },
+    /// Nothing is sent: trouble on our side.
+    Failed { why: String },
+}
+
+/// A passphrase, and what has to be written first, in this order: the Secret, the volume.
+#[derive(Debug)]
+pub(crate) struct Release {
+    pub(crate) row: Row,
+    pub(crate) passphrase: Passphrase,
+    pub(crate) volume: VolumeEffect,
+}
+
+impl Release {
+    /// Whether there is anything to write.
+    pub(crate) fn writes(&self) -> bool {
+        matches!(self.passphrase, Passphrase::New(_)) || self.volume != VolumeEffect::Keep
+    }
+}
+
+/// The rows of §7.4 that release something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Row {
+    /// a: nobody knows the machine; it is trusted on its first use.
+    Unknown,
+    /// c: its volume was written by an operator and has learned nothing yet.
+    Prepared,
+    /// c′: the same, for a partition that the volume does not have.
+    PreparedNewPartition,
+    /// d: a further partition.
+    NewPartition,
+    /// e: an ordinary boot.
+    Known,
+}
+
+impl Row {
+    /// In words, for the log.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "machine enrolled at its first use",
+            Self::Prepared => "prepared volume enrolled",
+            Self::PreparedNewPartition => "partition added to a prepared volume",
+            Self::NewPartition => "partition added",
+            Self::Known => "passphrase released",
+        }
+    }
+}
+
+/// Where the passphrase comes from.
+pub(crate) enum Passphrase {
+    Stored {
+        text: Zeroizing<String>,
+        /// Only the machine's TPM opens it.
+        sealed: bool,
+    },
+    /// To be made, and stored in this Secret under its key.
+    New(NewSecret),
+}
+
+impl std::fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stored { sealed, .. } => write!(f, "Stored {{ sealed: {sealed} }}"),
+            Self::New(secret) => write!(f, "{secret:?}"),
+        }
+    }
+}
+
+/// A Secret that is to be made, but for its passphrase.
+#[derive(Debug)]
+pub(crate) struct NewSecret {
+    metadata: Metadata,
+}
+
+impl NewSecret {
+    /// As upstream makes it (§7.2), with the whole hash and the partition as annotations too.
+    fn new(namespace: &str, name: &str, pubhash: &Pubhash, label: &str) -> Self {
+        let entries = |entries: &[(&str, &str)]| {
+            entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let metadata = Metadata {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            labels: entries(&[
+                ("app.kubernetes.io/name", "kcrypt-challenger"),
+                ("app.kubernetes.io/component", "encryption-secret"),
+                (TPM_HASH, &manifest::safe_kube_name(pubhash.as_str())),
+                (PARTITION, &label_value(label)),
+                ("kcrypt.kairos.io/managed-by", "kcrypt-challenger"),
+            ]),
+            annotations: entries(&[(TPM_HASH, pubhash.as_str()), (PARTITION, label)]),
+        };
+        Self { metadata }
+    }
+
+    /// The Secret with its passphrase.
+    pub(crate) fn with(self, passphrase: &str) -> Secret {
+        let value = Zeroizing::new(passphrase.as_bytes().to_vec());
+        Secret { metadata: self.metadata, data: BTreeMap::from([(DEFAULT_KEY.to_owned(), value)]) }
+    }
+}
+
+/// A value that Kubernetes takes for a label: as it is if it can be.
+fn label_value(label: &str) -> String {
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let valid = label.len() <= 63
+        && edge(label.as_bytes().first())
+        && edge(label.as_bytes().last())
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if valid { label.to_owned() } else { manifest::safe_kube_name(label) }
+}
+
+/// What happens to the volume.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum VolumeEffect {
+    Keep,
+    Create(SealedVolume),
+    Change { from: SealedVolume, to: SealedVolume },
+}
+
+/// Why nothing is released.
+enum No {
+    Refused { answer: String, why: String },
+    Failed(String),
+}
+
+impl No {
+    fn refused(answer: impl std::fmt::Display, why: impl Into<String>) -> Self {
+        Self::Refused { answer: text::failed(answer), why: why.into() }
+    }
+}
+
+/// What a machine gets, and what is written for it.
+pub(crate) fn decide(
+    snapshot: &Snapshot,
+    pubhash: &Pubhash,
+    machine: &Machine,
+    surroundings: &Surroundings<'_>,
+) -> Decision {
+    let mut case = Case { snapshot, pubhash, machine, surroundings, target: None };
+    let outcome = match case.decide() {
+        Ok(release) => Outcome::Release(release),
+        Err(No::Refused { answer, why }) => Outcome::Refused { answer, why },
+        Err(No::Failed(why)) => Outcome::Failed { why },
+    };
+    Decision { target: case.target, outcome }
+}
+
+struct Case<'a> {
+    snapshot: &'a Snapshot,
+    pubhash: &'a Pubhash,
+    machine: &'a Machine,
+    surroundings: &'a Surroundings<'a>,
+    target: Option<Target>,
+}
+
+impl<'a> Case<'a> {
+    fn decide(&mut self) -> Result<Release, No> {
+        let volumes = self.snapshot.volumes(self.pubhash);
+        if let Some(volume) = volumes.iter().find(|volume| self.snapshot.is_conflicting(volume)) {
+            let name = &volume.metadata.name;
+            return Err(No::Failed(format!(
+                "SealedVolume {name:?} is defined twice and differently"
+            )));
+        }
+        if volumes.is_empty() {
+            return self.unknown();
+        }
+        if let Some(volume) = volumes.iter().find(|volume| volume.spec.quarantined) {
+            let why = format!("quarantined by SealedVolume {:?}", volume.metadata.name);
+            return Err(No::refused(text::QUARANTINED, why));
+        }
+        let found = self.find(&volumes)?;
+        let pcrs = self.current_pcrs(&volumes);
+        for volume in &volumes {
+            self.check(volume, &pcrs)?;
+        }
+        match found {
+            Some(found) if found.volume.spec.attestation.is_some() => self.known(found, &pcrs),
+            Some(found) => self.prepared(found, &pcrs),
+            None => {
+                let learned = volumes.iter().find(|volume| volume.spec.attestation.is_some());
+                match (learned, volumes.first()) {
+                    (Some(volume), _) => self.new_partition(volume, Row::NewPartition),
+                    (None, Some(volume)) => self.new_partition(volume, Row::PreparedNewPartition),
+                    (None, None) => self.unknown(),
+                }
+            }
+        }
+    }
+
+    /// The partition, or `None` for one that the machine does not have yet.
+    fn find<'v>(&self, volumes: &[&'v SealedVolume]) -> Result<Option<Found<'v>>, No> {
+        let facts = &self.machine.facts;
+        match matching::find(volumes, facts) {
+            Ok(found) => Ok(Some(found)),
+            Err(NotFound::NoPartition) => Ok(None),
+            Err(NotFound::Contradiction(_)) if matching::is_new_label(volumes, facts) => Ok(None),
+            Err(why @ NotFound::Ambiguous) => Err(No::Failed(why.to_string())),
+            Err(why) => Err(No::refused(
+                format_args!("determining enrollment context: {why}"),
+                why.to_string(),
+            )),
+        }
+    }
+
+    /// The values of the quote as they are compared and stored: all empty if they are not to be learned now (§7.3).
+    fn current_pcrs(&self, volumes: &[&SealedVolume]) -> BTreeMap<String, String> {
+        let defers = self.machine.defers && !volumes.iter().any(|volume| is_held_to_pcrs(volume));
+        let shown = |value: &[u8; 32]| if defers { String::new() } else { hex(value) };
+        self.machine.pcrs.iter().map(|(index, value)| (index.to_string(), shown(value))).collect()
+    }
+
+    /// Whether the machine is the one, in the state, that a volume is held to.
+    fn check(&self, volume: &SealedVolume, current: &BTreeMap<String, String>) -> Result<(), No> {
+        let Some(attestation) = &volume.spec.attestation else { return Ok(()) };
+        let name = &volume.metadata.name;
+        let stored = attestation.ek_public_key.as_deref().unwrap_or_default();
+        if !stored.is_empty() {
+            let why = match RsaPublicKey::from_pem(stored) {
+                Ok(stored) if same(&self.machine.ek.spki(), &stored.spki()) => None,
+                Ok(_) => Some(format!("SealedVolume {name:?} is held to another EK")),
+                Err(error) => {
+                    Some(format!("SealedVolume {name:?}: ekPublicKey cannot be read: {error}"))
+                }
+            };
+            if let Some(why) = why {
+                return Err(No::refused(text::ek_mismatch(), why));
+            }
+        }
+        for (index, wanted) in stored_pcrs(volume).filter(|(_, wanted)| !wanted.is_empty()) {
+            match current.get(index) {
+                None => {
+                    let why = format!(
+                        "SealedVolume {name:?} is held to PCR {index} = {wanted}, which the quote does not have (--pcrs says which it may have)"
+                    );
+                    return Err(No::refused(text::pcr_not_provided(index), why));
+                }
+                Some(got) if !same(got.as_bytes(), wanted.to_ascii_lowercase().as_bytes()) => {
+                    let why = format!(
+                        "SealedVolume {name:?} is held to PCR {index} = {wanted}, the machine has {got}"
+                    );
+                    return Err(No::refused(text::pcr_changed(index), why));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Row a.
+    fn unknown(&mut self) -> Result<Release, No> {
+        if self.snapshot.may_know(self.pubhash) {
+            let why = "no SealedVolume has this TPM hash, but a file that cannot be read may; mend it first";
+            return Err(No::Failed(why.to_owned()));
+        }
+        self.must_not_only_release("no SealedVolume has this TPM hash")?;
+        let label = self.new_label("initial enrollment: creating TOFU secret")?;
+        let namespace = self.surroundings.namespace;
+        let mut free = None;
+        for name in volume_names(self.pubhash) {
+            if self.snapshot.is_volume_name_taken(namespace, &name) {
+                continue;
+            }
+            let secret = lowered(&format!("{name}-{label}"));
+            match self.slot((namespace, &secret), &name, &label)? {
+                Slot::Ours(secret) => return self.enrol(name, &label, Some(secret)),
+                Slot::Free => free = free.or(Some(name)),
+                Slot::Taken => {}
+            }
+        }
+        match free {
+            Some(name) => self.enrol(name, &label, None),
+            None => Err(No::Failed("all names for the machine's volume are taken".to_owned())),
+        }
+    }
+
+    fn enrol(
+        &mut self,
+        name: String,
+        label: &str,
+        secret: Option<&'a Secret>,
+    ) -> Result<Release, No> {
+        let namespace = self.surroundings.namespace;
+        let secret_name = lowered(&format!("{name}-{label}"));
+        let partition = self.partition(label, &secret_name);
+        self.target(namespace, &name, &partition.label, &secret_name);
+        let passphrase = self.passphrase(namespace, &secret_name, label, secret, &partition)?;
+        let volume = SealedVolume {
+            metadata: Metadata { name, namespace: namespace.to_owned(), ..Metadata::default() },
+            spec: SealedVolumeSpec {
+                tpm_hash: self.pubhash.to_string(),
+                partitions: vec![partition],
+                quarantined: false,
+                attestation: Some(self.learned(self.current_pcrs(&[]))),
+            },
+        };
+        Ok(Release { row: Row::Unknown, passphrase, volume: VolumeEffect::Create(volume) })
+    }
+
+    /// Rows c′ and d.
+    fn new_partition(&mut self, volume: &SealedVolume, row: Row) -> Result<Release, No> {
+        self.must_not_only_release("none of the machine's partitions is this one")?;
+        let label = self.new_label("adding new partition")?;
+        let (name, secret) = self.free_name(volume, &label)?;
+        let partition = self.partition(&label, &name);
+        let namespace = volume.metadata.namespace();
+        self.target(namespace, &volume.metadata.name, &label, &name);
+        let passphrase = self.passphrase(namespace, &name, &label, secret, &partition)?;
+        let mut changed = volume.clone();
+        changed.spec.partitions.push(partition);
+        Ok(Release { row, passphrase, volume: change(volume, changed) })
+    }
+
+    /// Row c.
+    fn prepared(
+        &mut self,
+        found: Found<'_>,
+        pcrs: &BTreeMap<String, String>,
+    ) -> Result<Release, No> {
+        let Found { volume, partition } = found;
+        let mut changed = volume.clone();
+        let passphrase = match self.stored(found)? {
+            Some(secret) => self.released(secret, partition)?,
+            None if is_unnamed(partition) => {
+                self.must_not_only_release("the partition has no Secret yet")?;
+                let label = if partition.label.is_empty() {
+                    self.new_label("adding new partition")?
+                } else {
+                    partition.label.clone()
+                };
+                let (name, secret) = self.free_name(volume, &label)?;
+                let namespace = volume.metadata.namespace();
+                self.target(namespace, &volume.metadata.name, &label, &name);
+                let entry = changed.spec.partitions.iter_mut().find(|other| *other == partition);
+                let reference = SecretRef { name: name.clone(), path: DEFAULT_KEY.to_owned() };
+                if let Some(entry) = entry {
+                    entry.secret = Some(reference);
+                }
+                self.passphrase(namespace, &name, &label, secret, partition)?
+            }
+            None => return Err(self.no_secret(found)),
+        };
+        changed.spec.attestation = Some(self.learned(pcrs.clone()));
+        Ok(Release { row: Row::Prepared, passphrase, volume: change(volume, changed) })
+    }
+
+    /// Row e.
+    fn known(&mut self, found: Found<'_>, pcrs: &BTreeMap<String, String>) -> Result<Release, No> {
+        let secret = self.stored(found)?.ok_or_else(|| self.no_secret(found))?;
+        let passphrase = self.released(secret, found.partition)?;
+        let mut changed = found.volume.clone();
+        self.learn(&mut changed, pcrs);
+        Ok(Release { row: Row::Known, passphrase, volume: change(found.volume, changed) })
+    }
+
+    /// Fills what is empty and was meant to be learned; a value that is not there at all is not.
+    fn learn(&self, volume: &mut SealedVolume, pcrs: &BTreeMap<String, String>) {
+        let Some(attestation) = &mut volume.spec.attestation else { return };
+        let mut learned = false;
+        if attestation.ek_public_key.as_deref().unwrap_or_default().is_empty() {
+            attestation.ek_public_key = Some(self.ek_pem());
+            learned = true;
+        }
+        let values = attestation.pcr_values.as_mut().and_then(|values| values.pcrs.as_mut());
+        for (index, value) in values.into_iter().flatten() {
+            if let Some(current) = pcrs.get(index).filter(|current| !current.is_empty())
+                && value.trim().is_empty()
+            {
+                value.clone_from(current);
+                learned = true;
+            }
+        }
+        if learned {
+            attestation.last_verified_at = Some(self.surroundings.now.to_owned());
+        }
+    }
+
+    fn learned(&self, pcrs: BTreeMap<String, String>) -> Attestation {
+        let now = Some(self.surroundings.now.to_owned());
+        Attestation {
+            ek_public_key: Some(self.ek_pem()),
+            pcr_values: Some(PcrValues { pcrs: Some(pcrs) }),
+            enrolled_at: now.clone(),
+            last_verified_at: now,
+        }
+    }
+
+    fn ek_pem(&self) -> String {
+        pem::encode(pem::PUBLIC_KEY, &self.machine.ek.spki())
+    }
+
+    fn must_not_only_release(&self, why: &str) -> Result<(), No> {
+        if self.machine.release_only {
+            return Err(No::refused(
+                text::unknown(self.pubhash),
+                format!("{why}, and the machine boots: nothing is made for it"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The label of a partition that is to be enrolled.
+    fn new_label(&self, doing: &str) -> Result<String, No> {
+        let why = "the request has no partition label";
+        let label = self.machine.facts.label.clone();
+        label.ok_or_else(|| No::refused(format_args!("{doing}: {why}"), why))
+    }
+
+    fn partition(&self, label: &str, secret: &str) -> Partition {
+        let Facts { uuid, name, .. } = &self.machine.facts;
+        Partition {
+            label: label.to_owned(),
+            device_name: name.clone().unwrap_or_default(),
+            uuid: uuid.clone().unwrap_or_default(),
+            secret: Some(SecretRef { name: secret.to_owned(), path: DEFAULT_KEY.to_owned() }),
+        }
+    }
+
+    fn target(&mut self, namespace: &str, volume: &str, label: &str, secret: &str) {
+        self.target = Some(Target {
+            namespace: namespace.to_owned(),
+            volume: volume.to_owned(),
+            label: label.to_owned(),
+            secret: secret.to_owned(),
+            key: DEFAULT_KEY.to_owned(),
+        });
+    }
+
+    /// The Secret of a partition that a volume has. One without a name may be labelled for this machine and partition, or an
+    /// operator's or generation 1's, which have no labels, if no other partition comes to that name.
+    fn stored(&mut self, found: Found<'_>) -> Result<Option<&'a Secret>, No> {
+        let Found { volume, partition } = found;
+        let (namespace, name, key) = found.secret();
+        self.target = Some(Target {
+            namespace: namespace.to_owned(),
+            volume: volume.metadata.name.clone(),
+            label: partition.label.clone(),
+            secret: name,
+            key,
+        });
+        let named = !partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty());
+        for name in secret_names(volume, partition) {
+            let secret = match self.snapshot.secret(namespace, &name) {
+                ReadSecret::Absent => continue,
+                ReadSecret::Untold(why) => {
+                    return Err(No::Failed(format!("Secret {namespace}/{name}: {why}")));
+                }
+                ReadSecret::Found(secret) => secret,
+            };
+            if let Some(target) = &mut self.target {
+                target.secret.clone_from(&name);
+            }
+            match owner(secret, self.pubhash) {
+                Owner::Another(other) if named => {
+                    let why = format!(
+                        "Secret {namespace}/{name} is labelled for another machine ({other})"
+                    );
+                    return Err(No::refused(text::no_secret("it belongs to another machine"), why));
+                }
+                Owner::Another(_) => {}
+                Owner::This if named || is_for(secret, &partition.label) => {
+                    return Ok(Some(secret));
+                }
+                Owner::This => {}
+                Owner::Untold if named => return Ok(Some(secret)),
+                Owner::Untold => {
+                    let (volume, label) = (&volume.metadata.name, &partition.label);
+                    if !self.snapshot.has_other_user((namespace, &name), volume, label) {
+                        return Ok(Some(secret));
+                    }
+                    return Err(No::Failed(format!(
+                        "two partitions come to the default name {name:?} for their Secret; give one a secret.name"
+                    )));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn no_secret(&self, found: Found<'_>) -> No {
+        let (namespace, name, _) = found.secret();
+        let why = format!(
+            "Secret {namespace}/{name} is not there; write it, or take the partition out of its volume to have it enrolled"
+        );
+        No::refused(text::no_secret(format_args!("secrets {name:?} not found")), why)
+    }
+
+    /// A name for the Secret of a partition that is none else's, and the Secret itself if it is there already.
+    fn free_name(
+        &self,
+        volume: &SealedVolume,
+        label: &str,
+    ) -> Result<(String, Option<&'a Secret>), No> {
+        let base = format!("{}-{label}", volume.metadata.name);
+        let digits = self.pubhash.as_str().get(..16).unwrap_or_default();
+        let names = [base.clone(), format!("{base}-{digits}"), format!("{base}-{}", self.pubhash)];
+        let mut free = None;
+        for name in names.map(|name| lowered(&name)) {
+            let place = (volume.metadata.namespace(), name.as_str());
+            match self.slot(place, &volume.metadata.name, label)? {
+                Slot::Ours(secret) => return Ok((name, Some(secret))),
+                Slot::Free => free = free.or(Some(name)),
+                Slot::Taken => {}
+            }
+        }
+        free.map(|name| (name, None)).ok_or_else(|| {
+            No::Failed(format!(
+                "all names for the Secret of {label:?} in {:?} are taken",
+                volume.metadata.name
+            ))
+        })
+    }
+
+    /// Whether a name can be used for the Secret of this machine's partition `label` in `volume`.
+    fn slot(&self, place: (&str, &str), volume: &str, label: &str) -> Result<Slot<'a>, No> {
+        let (namespace, name) = place;
+        let others = self.snapshot.has_other_user(place, volume, label);
+        match self.snapshot.secret(namespace, name) {
+            ReadSecret::Untold(why) => Err(No::Failed(format!("Secret {namespace}/{name}: {why}"))),
+            ReadSecret::Absent if !others => Ok(Slot::Free),
+            ReadSecret::Found(secret)
+                if !others
+                    && owner(secret, self.pubhash) == Owner::This
+                    && is_for(secret, label) =>
+            {
+                Ok(Slot::Ours(secret))
+            }
+            ReadSecret::Absent | ReadSecret::Found(_) => Ok(Slot::Taken),
+        }
+    }
+
+    /// The passphrase for a partition that is being enrolled: of the Secret that is there, or of one that is to be made.
+    fn passphrase(
+        &self,
+        namespace: &str,
+        name: &str,
+        label: &str,
+        secret: Option<&Secret>,
+        partition: &Partition,
+    ) -> Result<Passphrase, No> {
+        match secret {
+            Some(secret) => self.released(secret, partition),
+            None => Ok(Passphrase::New(NewSecret::new(namespace, name, self.pubhash, label))),
+        }
+    }
+
+    /// The passphrase in a Secret, if this client can use it.
+    fn released(&self, secret: &Secret, partition: &Partition) -> Result<Passphrase, No> {
+        let Some(value) = value(secret, partition) else {
+            let key = partition.secret_key();
+            let why = format!(
+                "Secret {:?} has no passphrase under the key {key:?}",
+                secret.metadata.name
+            );
+            return Err(No::refused(text::no_passphrase(&key), why));
+        };
+        let text = usable(value).map_err(|why| No::refused(text::no_secret(why), why))?;
+        let sealed = is_sealed(secret);
+        if sealed && !self.machine.accepts_sealed {
+            return Err(No::refused(
+                text::no_secret(SEALED),
+                "the machine sealed its passphrase for generation 1, and this client does not open it",
+            ));
+        }
+        Ok(Passphrase::Stored { text, sealed })
+    }
+}
+
+/// Told to a client that takes what its TPM has sealed for the passphrase itself.
+const SEALED: &str = "this machine's TPM has sealed the passphrase for generation 1 (/getPass), which this client cannot open; use Latchkey's, or generation 1's";
+
+/// A name for a Secret, seen from one partition of one machine.
+enum Slot<'a> {
+    Free,
+    Ours(&'a Secret),
+    Taken,
+}
+
+/// Whether a Secret that is labelled for this machine is for this partition of it.
+fn is_for(secret: &Secret, label: &str) -> bool {
+    let plain = manifest::plain_label(label);
+    let metadata = &secret.metadata;
+    match (metadata.annotations.get(PARTITION), metadata.labels.get(PARTITION)) {
+        (Some(told), _) => manifest::plain_label(told) == plain,
+        (None, Some(told)) => manifest::plain_label(told) == plain || *told == label_value(label),
+        (None, None) => true,
+    }
+}
+
+fn is_unnamed(partition: &Partition) -> bool {
+    partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty() && secret.path.is_empty())
+}
+
+fn change(from: &SealedVolume, to: SealedVolume) -> VolumeEffect {
+    if *from == to { VolumeEffect::Keep } else { VolumeEffect::Change { from: from.clone(), to } }
+}
+
+/// The names a machine's own volume may have: upstream's, and longer ones for when that is taken.
+fn volume_names(pubhash: &Pubhash) -> [String; 3] {
+    let longer = |digits| format!("tofu-{}", pubhash.as_str().get(..digits).unwrap_or_default());
+    [manifest::tofu_volume_name(pubhash), longer(16), longer(32)]
+}
+
+fn lowered(name: &str) -> String {
+    manifest::safe_kube_name(name).to_ascii_lowercase()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}"); // writing to a String cannot fail
+        out
+    })
+}
