@@ -397,25 +397,6 @@ fn a_refusal_stands_when_no_other_server_knows_better() {
 }
 
 #[test]
-fn both_families_of_a_name_are_tried() {
-    // `localhost` is 127.0.0.1 and ::1 in the hosts file; the server has one of them, or stalls on one.
-    let machine = machine();
-    let v4 = server(releasing(&passphrase("v4")));
-    machine.configure(&format!("challenger_server: http://localhost:{}", v4.port()));
-    let run = machine.get();
-    assert_eq!((run.code, run.text()), (0, "v4"), "{}", run.stderr);
-
-    let stalling = std::net::TcpListener::bind(("::1", v4.port())).unwrap();
-    std::thread::spawn(move || {
-        for stream in stalling.incoming().flatten() {
-            std::thread::spawn(|| hold(stream));
-        }
-    });
-    let run = machine.get();
-    assert_eq!((run.code, run.text()), (0, "v4"), "{}", run.stderr);
-}
-
-#[test]
 fn an_address_of_ipv6_is_a_server_too() {
     let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
     let address = listener.local_addr().unwrap();

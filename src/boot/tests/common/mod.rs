@@ -257,7 +257,7 @@ pub fn peek_path(stream: &TcpStream) -> String {
     let mut buffer = [0; 4096];
     loop {
         let length = stream.peek(&mut buffer).unwrap();
-        let text = String::from_utf8_lossy(&buffer[..length]);
+        let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
         if let Some((line, _)) = text.split_once("\r\n") {
             return line.split(' ').nth(1).unwrap().to_owned();
         }
@@ -272,4 +272,49 @@ pub fn not_found(mut stream: TcpStream) {
     let mut request = [0; 8192];
     let _ = stream.read(&mut request);
     let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+}
+
+/// Whether this is the test itself, in a network and a file system of its own where it is root; if not, it is run
+/// there, by its name, and this returns false when it has passed.
+pub fn in_a_world_of_its_own(test: &str) -> bool {
+    const MARK: &str = "LATCHKEY_TEST_WORLD";
+    if std::env::var_os(MARK).is_some() {
+        for command in [
+            "ip link set lo up",
+            "ip link set lo multicast on",
+            "mount -t tmpfs none /run",
+            "mkdir -p /run/systemd/netif",
+        ] {
+            command_line(command);
+        }
+        return true;
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "--fork", "--kill-child"]);
+    command.args(if is_root { [].as_slice() } else { &["--map-root-user"] });
+    let status = command
+        .arg("--")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(MARK, "1")
+        .status()
+        .expect("unshare is installed (util-linux)");
+    assert!(status.success(), "{test}, in namespaces of its own");
+    false
+}
+
+/// Runs a program with arguments that have no blanks in them.
+pub fn command_line(line: &str) {
+    let mut words = line.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+    assert!(status.success(), "{line}");
+}
+
+/// Puts `content` in the place of a file of the system; only in a world of its own.
+pub fn replace_file(path: &str, content: &str) {
+    let source = format!("/run/replaced-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    std::fs::write(&source, content).unwrap();
+    let status = Command::new("mount").args(["--bind", &source, path]).status().unwrap();
+    assert!(status.success(), "{path}");
 }
