@@ -69,7 +69,7 @@ pub(crate) struct Decision {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// The passphrase is sent, once what has to be written is.
-    Release(Release),
+    Release(Box<Release>),
     /// The machine is told `answer`; the log says `why`.
     Refused { answer: String, why: String },
     /// Nothing is sent: trouble on our side.
@@ -183,12 +183,19 @@ fn label_value(label: &str) -> String {
     if valid { label.to_owned() } else { manifest::safe_kube_name(label) }
 }
 
+/// A volume as it was decided upon, and as it is to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) from: SealedVolume,
+    pub(crate) to: SealedVolume,
+}
+
 /// What happens to the volume.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum VolumeEffect {
     Keep,
-    Create(SealedVolume),
-    Change { from: SealedVolume, to: SealedVolume },
+    Create(Box<SealedVolume>),
+    Change(Box<Change>),
 }
 
 /// Why nothing is released.
@@ -212,7 +219,7 @@ pub(crate) fn decide(
 ) -> Decision {
     let mut case = Case { snapshot, pubhash, machine, surroundings, target: None };
     let outcome = match case.decide() {
-        Ok(release) => Outcome::Release(release),
+        Ok(release) => Outcome::Release(Box::new(release)),
         Err(No::Refused { answer, why }) => Outcome::Refused { answer, why },
         Err(No::Failed(why)) => Outcome::Failed { why },
     };
@@ -368,7 +375,11 @@ impl<'a> Case<'a> {
                 attestation: Some(self.learned(self.current_pcrs(&[]))),
             },
         };
-        Ok(Release { row: Row::Unknown, passphrase, volume: VolumeEffect::Create(volume) })
+        Ok(Release {
+            row: Row::Unknown,
+            passphrase,
+            volume: VolumeEffect::Create(Box::new(volume)),
+        })
     }
 
     /// Rows c′ and d.
@@ -666,7 +677,11 @@ fn is_unnamed(partition: &Partition) -> bool {
 }
 
 fn change(from: &SealedVolume, to: SealedVolume) -> VolumeEffect {
-    if *from == to { VolumeEffect::Keep } else { VolumeEffect::Change { from: from.clone(), to } }
+    if *from == to {
+        VolumeEffect::Keep
+    } else {
+        VolumeEffect::Change(Box::new(Change { from: from.clone(), to }))
+    }
 }
 
 /// The names a machine's own volume may have: upstream's, and longer ones for when that is taken.

@@ -178,7 +178,9 @@ where
     let surroundings = Surroundings { now: &now, namespace: &settings.namespace };
     let decision = store.read(|snapshot| v2::decide(snapshot, pubhash, &machine, &surroundings));
     let done = match decision.outcome {
-        Outcome::Release(release) if !release.writes() => Done::of_stored(decision.target, release),
+        Outcome::Release(release) if !release.writes() => {
+            Done::of_stored(decision.target, *release)
+        }
         Outcome::Release(_) => {
             let (writer, hash) = (store.clone(), pubhash.clone());
             let namespace = settings.namespace.clone();
@@ -261,7 +263,7 @@ fn decide_and_write(
     match outcome {
         Outcome::Release(release) => {
             let row = release.row.as_str();
-            match write(&mut change, release) {
+            match write(&mut change, *release) {
                 Ok((text, sealed)) => Done::released(target, &text, sealed, row),
                 Err(error) => Done::failed(target, "store", format!("{row}: {error}")),
             }
@@ -287,7 +289,7 @@ fn write(
     match release.volume {
         VolumeEffect::Keep => {}
         VolumeEffect::Create(volume) => change.create_volume(&volume)?,
-        VolumeEffect::Change { from, to } => change.replace_volume(&from, to)?,
+        VolumeEffect::Change(made) => change.replace_volume(&made.from, made.to)?,
     }
     Ok((text, sealed))
 }
@@ -296,7 +298,7 @@ fn write(
 fn new_passphrase() -> Result<Zeroizing<String>, getrandom::Error> {
     let mut bytes = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *bytes)?;
-    Ok(Zeroizing::new(STANDARD.encode(&*bytes)))
+    Ok(Zeroizing::new(STANDARD.encode(*bytes)))
 }
 
 /// Tells the peer why not.
