@@ -5,7 +5,7 @@ DESTDIR ?=
 PREFIX ?= /usr
 BOOT = target/boot/kcrypt-discovery-challenger
 
-.PHONY: all setup programs demo test test-all check bench install clean
+.PHONY: all setup programs demo test test-all fuzz check bench install clean
 
 all: programs
 
@@ -20,15 +20,22 @@ demo: programs
 	@image/build.sh >/dev/null
 	@$(CARGO) run --quiet --release -p latchkey-tests --bin demo
 
-# Unit tests, exchanges on swtpm, power cuts, and the boots that every change must survive.
+# Unit tests, exchanges on swtpm, power cuts, the boots that every change must survive, and libFuzzer for two seconds on
+# each parser.
 test: programs
 	@image/build.sh >/dev/null
 	$(CARGO) test --workspace
+	@fuzz/run.sh 2
 
 # And the long matrix of boots.
 test-all: programs
 	@image/build.sh >/dev/null
 	$(CARGO) test --workspace --features latchkey-tests/all
+
+# libFuzzer on each parser of foreign bytes, or on TARGETS="…", for this many seconds each.
+FUZZ_SECONDS ?= 300
+fuzz: setup
+	@fuzz/run.sh $(FUZZ_SECONDS) $(TARGETS)
 
 # What a change must not break besides its tests: form, lints, licences, and which crate may know which.
 check: setup

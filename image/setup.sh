@@ -7,7 +7,7 @@
 set -eu
 
 packages="
-    ca-certificates pkg-config gcc libc6-dev libclang-dev libtss2-dev libcryptsetup-dev
+    ca-certificates pkg-config gcc g++ libc6-dev libclang-dev libtss2-dev libcryptsetup-dev
     qemu-system-x86 seabios swtpm swtpm-tools tpm2-tools openssl make
     mmdebstrap fakeroot uidmap busybox-static kmod cpio zstd
     fdisk e2fsprogs cryptsetup-bin dosfstools mtools grub-pc-bin grub-common

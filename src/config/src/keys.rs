@@ -94,7 +94,12 @@ pub(crate) fn concerns_us(key: &str) -> bool {
     nearest("", key).is_some_and(|(_, distance)| distance <= NEAR_AT_TOP)
 }
 
+/// Edits between them; with those that are far apart in length it is not worth the while.
 pub(crate) fn distance(known: &str, name: &str) -> usize {
+    const FAR: usize = 8;
+    if known.len().abs_diff(name.len()) > FAR {
+        return usize::MAX;
+    }
     let distance = strsim::osa_distance(known, name);
     let flat = |name: &str| name.to_lowercase().replace(['-', '_', ' '], "");
     // A difference in case and hyphens only is the likeliest typing error of all.

@@ -51,14 +51,32 @@ impl Local {
     /// See [`ConfigError`]; nothing is silently left out.
     pub fn read(dirs: &[&Path], cmdline: &str) -> Result<Self, ConfigError> {
         let roots: Vec<PathBuf> = dirs.iter().map(|dir| dir.to_path_buf()).collect();
-        let mut files = Vec::new();
+        let mut sources = Vec::new();
         for dir in dirs {
-            for source in files::read_all(dir)? {
-                let layer = Layer::of_yaml(&source, &roots)?;
-                files.push((source.path, layer));
-            }
+            sources.extend(files::read_all(dir)?);
         }
-        let cmdline = Layer::of_cmdline(cmdline, &roots)?;
+        Self::merged(sources, cmdline, &roots)
+    }
+
+    /// As [`Local::read`] of files that are in memory; what has no header is left out.
+    ///
+    /// # Errors
+    /// As [`Local::read`].
+    pub fn of_bytes(files: Vec<(PathBuf, Vec<u8>)>, cmdline: &str) -> Result<Self, ConfigError> {
+        let mut sources = Vec::new();
+        for (path, bytes) in files {
+            sources.extend(Source::of_bytes(path, bytes)?);
+        }
+        Self::merged(sources, cmdline, &[])
+    }
+
+    fn merged(sources: Vec<Source>, cmdline: &str, roots: &[PathBuf]) -> Result<Self, ConfigError> {
+        let mut files = Vec::new();
+        for source in sources {
+            let layer = Layer::of_yaml(&source, roots)?;
+            files.push((source.path, layer));
+        }
+        let cmdline = Layer::of_cmdline(cmdline, roots)?;
         let mut settings = Settings::default();
         for (_, layer) in &files {
             settings.merge(layer)?;

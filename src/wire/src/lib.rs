@@ -14,7 +14,7 @@ pub mod ek;
 mod error;
 mod go_json;
 pub mod identity;
-#[cfg(feature = "server")]
+#[cfg(feature = "manifest")]
 pub mod manifest;
 pub mod pem;
 pub mod plugin;

@@ -215,7 +215,10 @@ impl Answer {
             go_json::push_string(&mut out, &self.error);
         }
         if self.sealed {
-            out.push_str(&format!(r#","generated_by":"{GENERATED_BY_TPM}""#));
+            if out.len() > 1 {
+                out.push(',');
+            }
+            out.push_str(&format!(r#""generated_by":"{GENERATED_BY_TPM}""#));
         }
         out.push_str("}\n");
         out

@@ -1,0 +1,54 @@
+//! Files and headers on disks: manifests, LUKS2 metadata, what is left in /run/latchkey.
+
+use latchkey_wire::identity::Identity;
+use latchkey_wire::manifest::{self, Manifests};
+use latchkey_wire::timeline::Timeline;
+
+use crate::tells_nothing;
+
+pub(crate) fn manifest(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(manifests) = manifest::parse(text) else { return };
+    // What kubectl has written reads the same after we have.
+    let mut written = String::new();
+    for volume in &manifests.volumes {
+        written += "---\n";
+        written += &volume.to_yaml().unwrap();
+    }
+    for secret in &manifests.secrets {
+        written += "---\n";
+        written += &secret.to_yaml();
+    }
+    let Manifests { volumes, secrets, .. } = manifest::parse(&written).unwrap();
+    assert_eq!(volumes, manifests.volumes);
+    assert_eq!(secrets, manifests.secrets);
+    for volume in &manifests.volumes {
+        // Names that cannot be told apart are an error of the store's, not of the text.
+        let Ok(changed) = manifest::replace_volume(text, volume) else { continue };
+        let again = manifest::parse(&changed).unwrap();
+        assert_eq!(again.volumes, manifests.volumes);
+        assert_eq!(again.secrets, manifests.secrets);
+    }
+}
+
+pub(crate) fn identity(data: &[u8]) {
+    match Identity::from_json(data) {
+        Ok(identity) => {
+            let json = identity.to_json().unwrap();
+            // Escapes may make it longer than what is read.
+            if json.len() <= latchkey_wire::identity::MAX_IDENTITY {
+                assert_eq!(Identity::from_json(json.as_bytes()).unwrap(), identity);
+            }
+        }
+        Err(error) => tells_nothing(&error),
+    }
+}
+
+pub(crate) fn timeline(data: &[u8]) {
+    if let Ok(timeline) = Timeline::from_json(data) {
+        let json = timeline.to_json().unwrap();
+        if json.len() <= latchkey_wire::timeline::MAX_TIMELINE {
+            assert_eq!(Timeline::from_json(json.as_bytes()).unwrap(), timeline);
+        }
+    }
+}
