@@ -1,5 +1,6 @@
 //! Files and headers on disks: manifests, LUKS2 metadata, what is left in /run/latchkey.
 
+use kcrypt_discovery_challenger::token;
 use latchkey_wire::identity::Identity;
 use latchkey_wire::manifest::{self, Manifests};
 use latchkey_wire::timeline::Timeline;
@@ -29,6 +30,18 @@ pub(crate) fn manifest(data: &[u8]) {
         assert_eq!(again.volumes, manifests.volumes);
         assert_eq!(again.secrets, manifests.secrets);
     }
+}
+
+/// The JSON area of a LUKS2 header, which anybody who has had the disk may have written.
+pub(crate) fn luks_token(data: &[u8]) {
+    let Some(token) = token::in_area(data) else { return };
+    assert_eq!(token.get("type").and_then(serde_json::Value::as_str), Some(token::TYPE));
+    // What comes after the text is not looked at.
+    let longer = [data, b"\0{\"tokens\":{}}"].concat();
+    assert_eq!(token::in_area(&longer).as_ref(), Some(&token));
+    let slots = token::keyslots(&token);
+    assert!(slots.iter().all(|slot| *slot < 32) && slots.len() <= 32, "each is tried: {slots:?}");
+    let _ = token::mac(&token);
 }
 
 pub(crate) fn identity(data: &[u8]) {

@@ -64,7 +64,7 @@ stringData:
   generated_by: tpm
 ";
 /// LUKS2 metadata (LUKS2 On-Disk Format 1.1.1 §3) as cryptsetup writes it, with a token of ours.
-const LUKS: &str = r#"{"keyslots":{"0":{"type":"luks2","key_size":64,"af":{"type":"luks1","stripes":4000,"hash":"sha256"},"area":{"type":"raw","offset":"32768","size":"258048","encryption":"aes-xts-plain64","key_size":64},"kdf":{"type":"pbkdf2","hash":"sha256","iterations":1000,"salt":"AAAA"}}},"tokens":{"0":{"type":"latchkey","keyslots":["0"],"version":1,"unlock":"offline","mac":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","unfinished":{"copy":"1056964608","size":"16777216"}}},"segments":{},"digests":{},"config":{"json_size":"12288","keyslots_size":"16744448"}}"#;
+const LUKS: &str = r#"{"keyslots":{"0":{"type":"luks2","key_size":64,"af":{"type":"luks1","stripes":4000,"hash":"sha256"},"area":{"type":"raw","offset":"32768","size":"258048","encryption":"aes-xts-plain64","key_size":64},"kdf":{"type":"pbkdf2","hash":"sha256","iterations":1000,"salt":"AAAA"}}},"tokens":{"0":{"type":"latchkey","keyslots":["0"],"version":1,"unlock":"offline","mac":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f","next":"2","unfinished":{"copy":"1056964608","size":"16777216"}}},"segments":{},"digests":{},"config":{"json_size":"12288","keyslots_size":"16744448"}}"#;
 
 /// The seeds of a target.
 ///

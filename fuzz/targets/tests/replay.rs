@@ -1,6 +1,10 @@
 //! Every target on its seeds, on all that libFuzzer ever found (`fuzz/regressions/TARGET`), and on a few thousand mutations
 //! of both that are the same each time. The search itself is `make fuzz`.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::fs;
 use std::path::Path;
@@ -106,4 +110,4 @@ macro_rules! replays {
     )*};
 }
 
-replays! { v1_token v1_message v2_message plugin_event tpm_structure ek cloud_config cmdline manifest identity timeline dns http }
+replays! { v1_token v1_message v2_message plugin_event tpm_structure ek cloud_config cmdline manifest luks_token identity timeline dns http }

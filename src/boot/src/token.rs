@@ -129,9 +129,14 @@ pub fn mac(token: &Value) -> Option<Option<[u8; 32]>> {
 pub fn keyslots(token: &Value) -> Vec<u32> {
     let assigned = token.get("keyslots").and_then(Value::as_array);
     let slot = |value: &Value| value.as_str()?.parse().ok().filter(|slot| *slot < MAX_SLOTS);
-    let mut slots: Vec<u32> = assigned.into_iter().flatten().filter_map(slot).collect();
-    slots.extend(token.get("next").and_then(slot));
-    slots.dedup();
+    let next = token.get("next").and_then(slot);
+    let mut slots = Vec::new();
+    for slot in assigned.into_iter().flatten().filter_map(slot).chain(next) {
+        // Each is tried, which takes its time, and anybody may have written this.
+        if !slots.contains(&slot) {
+            slots.push(slot);
+        }
+    }
     slots
 }
 
