@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::limits::Rate;
+use crate::{audit::chain::Head, limits::Rate};
 
 /// The key server: releases disk passphrases to machines that prove themselves with their TPM.
 #[derive(Debug, Parser)]
@@ -16,17 +16,147 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  stopped by SIGTERM or SIGINT
+  0  done; a server: stopped by SIGTERM or SIGINT
   1  internal error
   2  wrong command line
   3  the store cannot be read
   4  the address cannot be listened on
-  5  TLS certificate or key is missing or wrong";
+  5  TLS certificate or key is missing or wrong
+  6  the audit log cannot be written or continued
+  7  audit verify: the chain is broken, or cannot be read
+  8  volume: there is no such volume, or the name is not clear
+  9  volume: the change was not made";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Answers machines until it is told to stop.
-    Serve(Serve),
+    Serve(Box<Serve>),
+    /// Looks at the audit log.
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Shows and changes the SealedVolumes of a store. A running server sees changes within a second.
+    #[command(subcommand)]
+    Volume(Volume),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volume {
+    /// Lists the volumes, one per line.
+    #[command(after_help = EXIT_CODES)]
+    List {
+        #[command(flatten)]
+        place: Place,
+        /// As JSON, for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows all that is known of a volume, but no passphrase.
+    #[command(after_help = EXIT_CODES)]
+    Show {
+        #[command(flatten)]
+        which: Which,
+        /// As JSON, for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Releases nothing to the machine any more.
+    #[command(after_help = EXIT_CODES)]
+    Quarantine {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        audit: AuditFile,
+    },
+    /// Ends a quarantine.
+    #[command(after_help = EXIT_CODES)]
+    Release {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        audit: AuditFile,
+    },
+    /// Removes the volume from its file. Its Secrets stay unless --with-secrets says otherwise.
+    #[command(after_help = EXIT_CODES)]
+    Forget {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        audit: AuditFile,
+        /// Removes its Secrets as well: without them the machine's disk opens with its recovery passphrase only, or never.
+        #[arg(long)]
+        with_secrets: bool,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Lets the machine's next boot say which PCR values are right, as after a change of its firmware.
+    #[command(after_help = EXIT_CODES)]
+    ResetPcrs {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        audit: AuditFile,
+        /// Only this PCR; may be given several times.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..24))]
+        pcr: Vec<u32>,
+    },
+}
+
+/// Where volumes are.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// Directory of YAML manifests, as for `serve`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: PathBuf,
+
+    /// Only this namespace.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+}
+
+/// Which volume.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    #[command(flatten)]
+    pub(crate) place: Place,
+
+    /// Name of the volume, or the machine's TPM hash (its first 8 digits or more): then all its volumes.
+    #[arg(value_name = "NAME|HASH")]
+    pub(crate) name: String,
+}
+
+/// Where changes are written down.
+#[derive(Debug, Args)]
+pub(crate) struct AuditFile {
+    /// Audit log that the change is added to: the file of `serve --audit`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// Checks that an audit log is whole, and prints how many lines it has, the first and the last, or where it breaks.
+    #[command(after_help = EXIT_CODES)]
+    Verify {
+        /// The file that `serve --audit` writes.
+        file: PathBuf,
+
+        /// A line that must be there: its number and hash, as the server logs them when it starts and stops, or as this command
+        /// printed them before. Without it nobody can know whether lines were cut off at the end.
+        #[arg(long, value_name = "SEQ:HASH", value_parser = head)]
+        contains: Option<Head>,
+    },
+}
+
+fn head(text: &str) -> Result<Head, String> {
+    text.split_once(':')
+        .and_then(|(seq, hash)| {
+            Some(Head { seq: seq.parse().ok()?, hash: hash.to_ascii_lowercase() })
+        })
+        .filter(|head| {
+            head.hash.len() == 64 && head.hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+        })
+        .ok_or_else(|| "a number, a colon, and 64 hexadecimal digits are wanted".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -52,6 +182,11 @@ pub(crate) struct Serve {
     /// also on the main port.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) metrics_listen: Option<SocketAddr>,
+
+    /// File for the audit log: a chain of JSON lines, one for each request and each change by an operator. Lines are synced
+    /// to the disk some milliseconds after they happened.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit: Option<PathBuf>,
 
     /// Most connections at once. For one more, the oldest is closed that has proved nothing yet, of the address that has
     /// the most of these.

@@ -1,11 +1,11 @@
-//! Why the server did not start, with the exit code for each.
+//! Why the program did not do what it was told, with the exit code for each.
 
 use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use thiserror::Error;
+use crate::{audit::verify::Broken, volume};
 
-#[derive(Debug, Error)]
-pub(crate) enum StartError {
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
     #[error("store {}: {source}; --store must be a directory this user can read (and write, to enrol machines)", path.display())]
     Store { path: PathBuf, source: io::Error },
     #[error("listening on {address} failed: {source}; {} ({flag})", listen_advice(source))]
@@ -14,6 +14,12 @@ pub(crate) enum StartError {
     TlsFile { path: PathBuf, reason: String, wanted: &'static str },
     #[error("TLS: certificate {} and key {} are not usable together: {reason}", cert.display(), key.display())]
     TlsPair { cert: PathBuf, key: PathBuf, reason: String },
+    #[error("audit log {}: {source}", path.display())]
+    Audit { path: PathBuf, source: io::Error },
+    #[error("audit log {}: {source}", path.display())]
+    Broken { path: PathBuf, source: Broken },
+    #[error("{0}")]
+    Volume(#[from] volume::Error),
     #[error("{what} failed: {source}")]
     System { what: &'static str, source: io::Error },
 }
@@ -31,7 +37,7 @@ fn listen_advice(source: &io::Error) -> &'static str {
     }
 }
 
-impl StartError {
+impl Error {
     /// Documented in `--help`.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
@@ -39,6 +45,12 @@ impl StartError {
             Self::Store { .. } => ExitCode::from(3),
             Self::Listen { .. } => ExitCode::from(4),
             Self::TlsFile { .. } | Self::TlsPair { .. } => ExitCode::from(5),
+            Self::Audit { .. } => ExitCode::from(6),
+            Self::Broken { .. } => ExitCode::from(7),
+            Self::Volume(volume::Error::NoneSuch(_) | volume::Error::Unclear(_)) => {
+                ExitCode::from(8)
+            }
+            Self::Volume(_) => ExitCode::from(9),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! A library beside the program only for what is made from the program: its manual pages and completions
 //! ([`command`]).
 
+mod audit;
 mod cli;
 mod decision;
 mod error;
@@ -20,12 +21,17 @@ mod server;
 mod store;
 mod tls;
 mod visit;
+mod volume;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, path::Path, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 
-use crate::cli::{Cli, Command};
+use crate::{
+    audit::chain::Head,
+    cli::{Cli, Command},
+    error::Error,
+};
 
 /// The command line as it is parsed, for manual pages and completions.
 #[must_use]
@@ -37,9 +43,14 @@ pub fn command() -> clap::Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
-    start_log();
+    start_log(match command {
+        Command::Serve(_) => "info",
+        Command::Audit(_) | Command::Volume(_) => "warn",
+    });
     let done = match command {
-        Command::Serve(options) => serve::run(options),
+        Command::Serve(options) => serve::run(*options),
+        Command::Audit(cli::Audit::Verify { file, contains }) => verify(&file, contains.as_ref()),
+        Command::Volume(command) => volume::run(command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,9 +61,17 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// `audit verify`.
+fn verify(path: &Path, contains: Option<&Head>) -> Result<(), Error> {
+    let whole = audit::verify::verify(path, contains)
+        .map_err(|source| Error::Broken { path: path.to_owned(), source })?;
+    println!("{whole}");
+    Ok(())
+}
+
 /// Lines on stderr: time, level, message. `RUST_LOG` changes the level.
-fn start_log() {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+fn start_log(level: &'static str) {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format(|out, record| {
             writeln!(out, "{} {:<5} {}", out.timestamp_millis(), record.level(), record.args())
         })

@@ -14,7 +14,7 @@ use std::{
 
 use hyper::StatusCode;
 
-use crate::{places::Places, report::Report, store::Status, tls::Tls};
+use crate::{audit, places::Places, report::Report, store::Status, tls::Tls};
 
 /// Upper bounds of the histogram, seconds. A request's time has the machine's TPM in it.
 const BOUNDS: [f64; 14] =
@@ -59,6 +59,7 @@ pub(crate) struct Metrics {
     started: f64,
     places: Arc<Places>,
     tls: Option<Arc<Tls>>,
+    audit: Option<Arc<audit::Counts>>,
     requests: Counts<3>,
     durations: Mutex<BTreeMap<&'static str, Histogram>>,
     connections: AtomicU64,
@@ -75,12 +76,17 @@ struct Histogram {
 }
 
 impl Metrics {
-    pub(crate) fn new(places: Arc<Places>, tls: Option<Arc<Tls>>) -> Self {
+    pub(crate) fn new(
+        places: Arc<Places>,
+        tls: Option<Arc<Tls>>,
+        audit: Option<Arc<audit::Counts>>,
+    ) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             started: started.as_secs_f64(),
             places,
             tls,
+            audit,
             requests: Counts::default(),
             durations: Mutex::default(),
             connections: AtomicU64::new(0),
@@ -156,6 +162,9 @@ impl Metrics {
                 failures,
             );
         }
+        if let Some(audit) = &self.audit {
+            about_audit(&mut page, audit);
+        }
         page.0
     }
 
@@ -225,6 +234,26 @@ fn about_store(page: &mut Page, store: &Status) {
         ),
     ] {
         page.one(name, "gauge", help, value);
+    }
+}
+
+fn about_audit(page: &mut Page, audit: &audit::Counts) {
+    for (name, kind, help, value) in [
+        ("latchkey_kms_audit_seq", "gauge", "Number of the audit log's last line", &audit.seq),
+        (
+            "latchkey_kms_audit_failures_total",
+            "counter",
+            "Writes of the audit log that failed",
+            &audit.failures,
+        ),
+        (
+            "latchkey_kms_audit_lost_lines_total",
+            "counter",
+            "Lines that found no room while the disk did not take any",
+            &audit.lost,
+        ),
+    ] {
+        page.one(name, kind, help, value.load(Ordering::Relaxed));
     }
 }
 

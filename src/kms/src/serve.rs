@@ -1,6 +1,6 @@
 //! `latchkey-kms serve`: what is set up before the first connection, and what runs beside the server until it is told to stop.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
@@ -10,8 +10,9 @@ use tokio::{
 };
 
 use crate::{
+    audit::{self, Audit},
     cli::Serve,
-    error::StartError,
+    error::Error,
     exchange::Settings,
     health::{self, Health},
     limits::Limits,
@@ -32,7 +33,7 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 const OTHER_FILES: u64 = 64;
 
 /// Serves until SIGTERM or SIGINT.
-pub(crate) fn run(options: Serve) -> Result<(), StartError> {
+pub(crate) fn run(options: Serve) -> Result<(), Error> {
     // Passphrases are in this program's memory: they must not end up in a core file.
     if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
         log::warn!("core dumps could not be turned off: {error}");
@@ -42,22 +43,18 @@ pub(crate) fn run(options: Serve) -> Result<(), StartError> {
         _ => None,
     };
     let store = Store::open(&options.store)
-        .map_err(|source| StartError::Store { path: options.store.clone(), source })?;
+        .map_err(|source| Error::Store { path: options.store.clone(), source })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|source| StartError::System { what: "starting the runtime", source })?;
+        .map_err(|source| Error::System { what: "starting the runtime", source })?;
     let served = runtime.block_on(listen(options, tls, Arc::new(store)));
     // A write that hangs in the file system was promised to nobody.
     runtime.shutdown_timeout(LAST_WRITES);
     served
 }
 
-async fn listen(
-    options: Serve,
-    tls: Option<Arc<Tls>>,
-    store: Arc<Store>,
-) -> Result<(), StartError> {
+async fn listen(options: Serve, tls: Option<Arc<Tls>>, store: Arc<Store>) -> Result<(), Error> {
     let (listener, address) = bind(options.listen, "--listen").await?;
     let stop = stop_signal()?;
     if tls.is_none() {
@@ -69,7 +66,12 @@ async fn listen(
         room_for(options.max_connections),
         options.max_connections_per_address as usize,
     );
-    let metrics = Arc::new(Metrics::new(places.clone(), tls.clone()));
+    let audit = match &options.audit {
+        Some(path) => Some(open_audit(path, address)?),
+        None => None,
+    };
+    let counts = audit.as_ref().map(Audit::counts);
+    let metrics = Arc::new(Metrics::new(places.clone(), tls.clone(), counts));
     let health = Arc::new(Health::new(store.clone()));
     if let Some(wanted) = options.metrics_listen {
         let (listener, address) = bind(wanted, "--metrics-listen").await?;
@@ -92,20 +94,28 @@ async fn listen(
         },
         handshake_timeout: options.handshake_timeout,
         stop_timeout: options.stop_timeout,
+        audit,
         quiet: Lines::default(),
     });
-    server.run(listener, stop).await;
+    server.clone().run(listener, stop).await;
+    if let Some(audit) = &server.audit {
+        audit.conclude(LAST_WRITES);
+    }
     Ok(())
 }
 
-async fn bind(
-    wanted: SocketAddr,
-    flag: &'static str,
-) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { address: wanted, flag, source };
+async fn bind(wanted: SocketAddr, flag: &'static str) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Listen { address: wanted, flag, source };
     let listener = TcpListener::bind(wanted).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+fn open_audit(path: &Path, address: SocketAddr) -> Result<Audit, Error> {
+    let version = env!("CARGO_PKG_VERSION");
+    let first = audit::Event::ServerStarted { version, listen: address.to_string() };
+    Audit::open(path.to_owned(), first)
+        .map_err(|source| Error::Audit { path: path.to_owned(), source })
 }
 
 /// How many connections there may be: as many as are wanted, if the system lets the program have as many files.
@@ -136,10 +146,9 @@ fn room_for(wanted: u32) -> usize {
 }
 
 /// Resolves with the name of the signal that asks the server to stop.
-fn stop_signal() -> Result<impl Future<Output = &'static str>, StartError> {
-    let handler = |kind| {
-        signal(kind).map_err(|source| StartError::System { what: "catching signals", source })
-    };
+fn stop_signal() -> Result<impl Future<Output = &'static str>, Error> {
+    let handler =
+        |kind| signal(kind).map_err(|source| Error::System { what: "catching signals", source });
     let (mut terminate, mut interrupt) =
         (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
     Ok(async move {

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    audit::{Audit, Event},
     exchange::{self, Settings},
     health::Health,
     limits::{Limits, Source},
@@ -50,6 +51,7 @@ pub(crate) struct Server {
     pub(crate) settings: Settings,
     pub(crate) handshake_timeout: Duration,
     pub(crate) stop_timeout: Duration,
+    pub(crate) audit: Option<Audit>,
     pub(crate) quiet: Lines,
 }
 
@@ -87,6 +89,7 @@ impl Server {
             }
         };
         drop(listener);
+        self.record(|| Event::ServerStopped { signal });
         log::info!("{signal}: stopping, {} connections are still open", self.places.open());
         if timeout(self.stop_timeout, self.places.empty()).await.is_err() {
             log::warn!(
@@ -94,6 +97,12 @@ impl Server {
                 self.places.open(),
                 self.stop_timeout.as_secs()
             );
+        }
+    }
+
+    fn record(&self, event: impl FnOnce() -> Event) {
+        if let Some(audit) = &self.audit {
+            audit.record(event());
         }
     }
 
@@ -183,6 +192,7 @@ impl Server {
                 let (report, peer) =
                     exchange::run(socket, request, visit, store, &self.settings).await;
                 report.log();
+                self.record(|| Event::from(&report));
                 self.metrics.request(&report, begun.elapsed());
                 peer.close().await;
             }

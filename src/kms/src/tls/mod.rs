@@ -23,7 +23,7 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::error::StartError;
+use crate::error::Error;
 
 const CHAIN: &str =
     "the certificate (-----BEGIN CERTIFICATE-----) first and the intermediate ones after it";
@@ -52,7 +52,7 @@ struct InUse {
 
 impl Tls {
     /// Reads both files and checks that they belong together.
-    pub(crate) fn open(cert: &Path, key: &Path) -> Result<Self, StartError> {
+    pub(crate) fn open(cert: &Path, key: &Path) -> Result<Self, Error> {
         let seen = [cert, key].map(stamp);
         let in_use = read(cert, key)?;
         Ok(Self {
@@ -105,8 +105,8 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((at.dev(), at.ino(), at.size(), at.mtime(), at.mtime_nsec()))
 }
 
-fn read(cert: &Path, key: &Path) -> Result<InUse, StartError> {
-    let unreadable = |path: &Path, wanted, reason: String| StartError::TlsFile {
+fn read(cert: &Path, key: &Path) -> Result<InUse, Error> {
+    let unreadable = |path: &Path, wanted, reason: String| Error::TlsFile {
         path: path.to_owned(),
         reason,
         wanted,
@@ -120,7 +120,7 @@ fn read(cert: &Path, key: &Path) -> Result<InUse, StartError> {
     let not_after = validity::not_after(leaf);
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| unreadable(key, KEY, error.to_string()))?;
-    let unusable = |error: rustls::Error| StartError::TlsPair {
+    let unusable = |error: rustls::Error| Error::TlsPair {
         cert: cert.to_owned(),
         key: key.to_owned(),
         reason: error.to_string(),
