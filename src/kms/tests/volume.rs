@@ -35,9 +35,9 @@ fn fails(store: &Path, arguments: &[&str], code: i32, told: &str) {
 const ATTESTED: &str = "  attestation:\n    ekPublicKey: \"\"\n    pcrValues:\n      pcrs: {\"0\": \"aa\", \"7\": \"bb\"} # firmware\n    enrolledAt: 2026-01-01T00:00:00Z\n";
 
 fn fleet() -> tempfile::TempDir {
-    let node = MACHINE.volume("node", ATTESTED);
+    let node = MACHINE.volume("node", "");
     let secrets = secret("node-cos-persistent", "  passphrase: hunter2\n");
-    let other = STRANGER.volume("other", "")
+    let other = STRANGER.volume("other", ATTESTED)
         + "\n"
         + &STRANGER.volume("third", "").replace("namespace: default", "namespace: lab");
     store(&[("node.yaml", &("# rack 4\n".to_owned() + &node + &secrets)), ("other.yaml", &other)])
@@ -64,10 +64,11 @@ fn volumes_are_listed_and_shown_without_passphrases() {
     assert_eq!(node["partitions"][0]["label"], "COS_PERSISTENT");
     assert_eq!(node["partitions"][0]["secret"], "node-cos-persistent");
     assert_eq!(node["partitions"][0]["passphrase"], "operator");
-    assert_eq!(node["attestation"]["pcrs"]["7"], "bb");
+    let attested: Value = serde_json::from_str(&done(store, &["show", "other", "--json"])).unwrap();
+    assert_eq!(attested[0]["attestation"]["pcrs"]["7"], "bb");
     let by_hash = done(store, &["show", MACHINE.pubhash.as_str().get(..12).unwrap()]);
     assert_eq!(by_hash, done(store, &["show", "node"]));
-    assert!(by_hash.contains("pcr 7           bb\n"), "{by_hash}");
+    assert!(done(store, &["show", "other"]).contains("pcr 7           bb\n"));
     for text in [&list, &by_hash, &shown.to_string()] {
         assert!(!text.contains("hunter2"), "{text}");
     }
@@ -115,12 +116,12 @@ fn a_running_server_sees_what_an_operator_changes_and_the_audit_log_has_it() {
     assert!(text.starts_with("# rack 4\n") && text.contains("passphrase: hunter2"), "{text}");
     assert_eq!(text.replace("  quarantined: false\n", ""), before);
 
-    done(store, &["reset-pcrs", "node", "--pcr", "7", "--audit", &log]);
+    done(store, &["reset-pcrs", "other", "--pcr", "7", "--audit", &log]);
     let pcrs = || {
-        serde_json::from_str::<Value>(&done(store, &["show", "node", "--json"])).unwrap()[0]["attestation"]["pcrs"].clone()
+        serde_json::from_str::<Value>(&done(store, &["show", "other", "--json"])).unwrap()[0]["attestation"]["pcrs"].clone()
     };
     assert_eq!(pcrs(), serde_json::json!({"0": "aa", "7": ""}));
-    done(store, &["reset-pcrs", "node", "--audit", &log]);
+    done(store, &["reset-pcrs", "other", "--audit", &log]);
     assert_eq!(pcrs(), serde_json::json!({"0": "", "7": ""}));
 
     fails(store, &["forget", "node", "--audit", &log], 9, "say --yes");
@@ -142,7 +143,7 @@ fn a_running_server_sees_what_an_operator_changes_and_the_audit_log_has_it() {
         .unwrap()
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .filter(|line| line["event"] == "admin" && line["volume"] == "default/node")
+        .filter(|line| line["event"] == "admin")
         .map(|line| {
             (
                 line["action"].as_str().unwrap().to_owned(),

@@ -170,11 +170,6 @@ impl Store {
         self.change()?.edit_volume(namespace, name, edit)
     }
 
-    /// Takes one object out of the file it is in, and removes the file if it was the last.
-    pub(crate) fn remove(&self, object: &ObjectName<'_>) -> Result<(), EditError> {
-        self.change()?.remove(object)
-    }
-
     fn lock(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }

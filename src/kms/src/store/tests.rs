@@ -115,11 +115,14 @@ fn a_volume_in_two_files_is_not_changed_but_behind_a_link_it_is() {
 fn objects_are_removed_one_by_one_and_the_file_with_the_last() {
     let (directory, store) = store(&[("all.yaml", &node())]);
     let object = |kind, name| ObjectName { kind, namespace: "default", name };
-    store.remove(&object(SEALED_VOLUME, "node")).unwrap();
+    store.change().unwrap().remove(&object(SEALED_VOLUME, "node")).unwrap();
     assert!(store.read(|snapshot| snapshot.volume("default", "node").is_none()));
     assert!(text(&directory, "all.yaml").contains("# odd"));
-    assert!(matches!(store.remove(&object(SEALED_VOLUME, "node")), Err(EditError::Absent(_))));
-    store.remove(&object(SECRET, "node-x")).unwrap();
+    assert!(matches!(
+        store.change().unwrap().remove(&object(SEALED_VOLUME, "node")),
+        Err(EditError::Absent(_))
+    ));
+    store.change().unwrap().remove(&object(SECRET, "node-x")).unwrap();
     let gone =
         |snapshot: &Snapshot| matches!(snapshot.secret("default", "node-x"), ReadSecret::Absent);
     assert!(store.read(gone));
