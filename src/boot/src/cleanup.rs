@@ -132,8 +132,9 @@ fn warn_of_volumes(volumes: &[Volume]) {
     }
     for (volume, label) in luks {
         let device = volume.device.display();
-        match luks::unlocked_by(&volume.device) {
-            Some(way) if way == "online" => {
+        let header = luks::inspect(volume, label).ok();
+        match header.as_ref().and_then(|header| header.unlocked_by.as_deref()) {
+            Some("online") => {
                 log::warn!(
                     "{device} ({label}) is opened by a key server; it is not affected unless the server holds its passphrase sealed to this TPM"
                 );

@@ -91,6 +91,14 @@ pub enum BootError {
     )]
     NotOurs { what: String, why: String },
 
+    #[error("{failed} of {checks} checks failed")]
+    Unhealthy {
+        failed: usize,
+        checks: usize,
+        /// Of the first.
+        code: u8,
+    },
+
     #[error("the mesh identity could not be made: {0}")]
     Identity(String),
 }
@@ -136,6 +144,7 @@ impl BootError {
             Self::WrongPassphrase { .. } => 42,
             Self::Encrypt(EncryptError::WrongPassphrase { .. }) => 42,
             Self::Cryptsetup { .. } | Self::HalfEncrypted { .. } | Self::Encrypt(_) => 43,
+            Self::Unhealthy { code, .. } => *code,
             Self::Identity(_) => 50,
         }
     }

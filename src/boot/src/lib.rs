@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod dial;
 pub mod disk;
+pub mod doctor;
 pub mod encrypt;
 mod error;
 pub mod exchange;

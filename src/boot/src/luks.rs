@@ -8,7 +8,7 @@ use libcryptsetup_rs::{CryptDevice, CryptInit, LibcryptErr};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::disk::{Volume, read_content};
+use crate::disk::Volume;
 use crate::{BootError, token, verify};
 
 /// The key that encrypts the data, as only whoever opened the volume has it.
@@ -86,11 +86,7 @@ fn unlock(
     passphrase: &[u8],
     origin: Origin,
 ) -> Result<(CryptDevice, u32, VolumeKey), BootError> {
-    let mut device = load(&volume.device).map_err(fail(volume, "reading the LUKS2 header"))?;
-    let mut status = device.status_handle();
-    let uuid = status.get_uuid().map_err(fail(volume, "reading its UUID"))?.to_string();
-    let metadata = status.dump_json().map_err(fail(volume, "reading its metadata"))?;
-    verify::header(volume, label, &uuid, &metadata)?;
+    let (mut device, metadata) = trusted(volume, label)?;
     let ours = token::find(&metadata).map(|(_, token)| token);
     if ours.is_some_and(is_unfinished) {
         return Err(BootError::HalfEncrypted {
@@ -112,11 +108,90 @@ fn unlock(
     Ok((device, slot, key))
 }
 
-/// How `encrypt` said that the volume is unlocked (`offline`, `online`); `None` where it did not make the volume.
-#[must_use]
-pub fn unlocked_by(device: &Path) -> Option<String> {
-    let volume = Volume { device: device.to_owned(), content: read_content(device).ok()? };
-    volume.token()?.get("unlock")?.as_str().map(str::to_owned)
+/// What a header says of how its volume is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// As `encrypt` noted it (`offline`, `online`); `None` where another program made the volume.
+    pub unlocked_by: Option<String>,
+    /// It says on which machine it was enrolled.
+    pub is_marked: bool,
+    /// `encrypt` has not come to its end here.
+    pub is_unfinished: bool,
+    pub slots: Vec<Slot>,
+}
+
+/// A key slot that is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub number: u32,
+    pub is_machines: bool,
+    pub kdf: &'static str,
+    pub iterations: u32,
+    /// What deriving its key takes; 0 for pbkdf2.
+    pub memory_kib: u64,
+}
+
+impl std::fmt::Display for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { number, kdf, iterations, memory_kib, .. } = self;
+        write!(f, "slot {number}: {kdf}, {iterations} iterations")?;
+        if *memory_kib > 0 {
+            write!(f, ", {} MiB", memory_kib >> 10)?;
+        }
+        f.write_str(if self.is_machines { " (the machine's)" } else { "" })
+    }
+}
+
+/// Reads a LUKS2 header.
+///
+/// # Errors
+/// [`BootError::Cryptsetup`]; [`BootError::Untrusted`] for a header that makes the encryption void.
+pub fn inspect(volume: &Volume, label: &str) -> Result<Header, BootError> {
+    let (mut device, metadata) = trusted(volume, label)?;
+    let ours = token::find(&metadata).map(|(_, token)| token);
+    let machine = machine_slots(ours);
+    let slots = slot_order(&mut device, &machine, Origin::Machine);
+    let slots = slots.into_iter().map(|number| {
+        let kdf = device.keyslot_handle().get_pbkdf(number).ok();
+        Slot {
+            number,
+            is_machines: machine.contains(&number),
+            kdf: match kdf.as_ref().map(|kdf| &kdf.type_) {
+                Some(CryptKdf::Pbkdf2) => "pbkdf2",
+                Some(CryptKdf::Argon2I) => "argon2i",
+                Some(CryptKdf::Argon2Id) => "argon2id",
+                None => "unknown",
+            },
+            iterations: kdf.as_ref().map_or(0, |kdf| kdf.iterations),
+            memory_kib: kdf.as_ref().map_or(0, |kdf| kdf.max_memory_kb.into()),
+        }
+    });
+    let slots = slots.collect();
+    let unlocked_by = ours.and_then(|token| token.get("unlock")?.as_str());
+    Ok(Header {
+        unlocked_by: unlocked_by.map(str::to_owned),
+        is_marked: ours.and_then(token::mac).is_some(),
+        is_unfinished: ours.is_some_and(is_unfinished),
+        slots,
+    })
+}
+
+/// The key slot that takes the machine's passphrase; nothing is mapped.
+///
+/// # Errors
+/// As [`open`].
+pub fn takes(volume: &Volume, label: &str, passphrase: &[u8]) -> Result<u32, BootError> {
+    unlock(volume, label, passphrase, Origin::Machine).map(|(_, slot, _)| slot)
+}
+
+/// The header, once it is known that it does not make the encryption void, and its metadata.
+fn trusted(volume: &Volume, label: &str) -> Result<(CryptDevice, Value), BootError> {
+    let mut device = load(&volume.device).map_err(fail(volume, "reading the LUKS2 header"))?;
+    let mut status = device.status_handle();
+    let uuid = status.get_uuid().map_err(fail(volume, "reading its UUID"))?.to_string();
+    let metadata = status.dump_json().map_err(fail(volume, "reading its metadata"))?;
+    verify::header(volume, label, &uuid, &metadata)?;
+    Ok((device, metadata))
 }
 
 fn activate(

@@ -10,7 +10,9 @@ use kcrypt_discovery_challenger::clock::Steps;
 use kcrypt_discovery_challenger::exchange::Partition;
 use kcrypt_discovery_challenger::info::{DEFAULT_PCRS, Info};
 use kcrypt_discovery_challenger::nv::Nv;
-use kcrypt_discovery_challenger::{BootError, cleanup, install, logging, oem, plugin, unlock};
+use kcrypt_discovery_challenger::{
+    BootError, cleanup, doctor, install, logging, oem, plugin, unlock,
+};
 use latchkey_config::Challenger;
 use latchkey_tpm::Tpm;
 
@@ -67,6 +69,7 @@ fn run(invocation: &Invocation) -> Result<(), BootError> {
         Command::CheckNv => print(&open_nv(invocation)?.check()?),
         Command::ReadNv => write_out(&open_nv(invocation)?.read()?),
         Command::Cleanup => clean_up(invocation),
+        Command::Doctor => examine(invocation),
         Command::DiscoveryPassword => plugin::run(&directories(invocation)),
     }
 }
@@ -144,6 +147,22 @@ fn clean_up(invocation: &Invocation) -> Result<(), BootError> {
         sure: invocation.has(&table::SURE),
     };
     cleanup::run(&mut open_tpm(&settings)?, &settings, options)
+}
+
+fn examine(invocation: &Invocation) -> Result<(), BootError> {
+    let options = doctor::Options {
+        directories: directories(invocation),
+        tpm_device: invocation.text(&table::TPM_DEVICE)?,
+        unlock_test: invocation.has(&table::UNLOCK_TEST),
+    };
+    let json = invocation.has(&table::JSON);
+    let findings = doctor::run(&options, &mut |finding| {
+        if json { Ok(()) } else { print(&format!("{finding}\n")) }
+    })?;
+    if json {
+        print(&doctor::to_json(&findings))?;
+    }
+    doctor::verdict(&findings)
 }
 
 fn print_passphrase(invocation: &Invocation) -> Result<(), BootError> {

@@ -26,6 +26,7 @@ pub enum Command {
     CheckNv,
     ReadNv,
     Cleanup,
+    Doctor,
     DiscoveryPassword,
 }
 

@@ -17,8 +17,8 @@ pub const PUBHASH: Verb = Verb {
 };
 
 /// Everything the program does by a verb, in the order in which it is shown.
-pub const VERBS: [&Verb; 8] =
-    [&UNLOCK, &ENCRYPT, &GET, &INFO, &CHECKNV, &READNV, &CLEANUP, &DISCOVERY];
+pub const VERBS: [&Verb; 9] =
+    [&UNLOCK, &ENCRYPT, &DOCTOR, &GET, &INFO, &CHECKNV, &READNV, &CLEANUP, &DISCOVERY];
 
 /// Options that go with every verb and may stand before it.
 pub const GLOBAL: [&Flag; 5] = [&DEBUG, &CONFIG, &TPM_DEVICE, &HELP, &VERSION];
@@ -104,6 +104,18 @@ const CLEANUP: Verb = Verb {
     flags: &[&NV_INDEX, &KEYS, &FORCE, &SURE],
 };
 
+const DOCTOR: Verb = Verb {
+    command: Command::Doctor,
+    name: "doctor",
+    about: "check everything an unlock needs, and say what is wrong and what to do",
+    detail: "One line for each check: ok, warn (it works, though not as it could) or FAIL (it keeps volumes closed). Looks at the \
+             configuration, the clock, the TPM, the network, the key servers, each volume and the initramfs; works in the initramfs' \
+             shell and in the running system.\n\nNothing is made or enrolled: a key server is asked for a WebSocket and nothing is said \
+             on it. The exit code is that of the first failure.",
+    operand: None,
+    flags: &[&UNLOCK_TEST, &JSON],
+};
+
 const DISCOVERY: Verb = Verb {
     command: Command::DiscoveryPassword,
     name: "discovery.password",
@@ -133,7 +145,7 @@ pub const DEBUG: Flag = switch("debug", "say every step");
 pub const CONFIG: Flag = list(
     "config",
     "DIR",
-    "read cloud-config from DIR instead of /oem, /sysroot/oem and /run/cos/oem; may be repeated",
+    "read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated",
 );
 pub const TPM_DEVICE: Flag = option(
     "tpm-device",
@@ -168,6 +180,10 @@ pub const CERTIFICATE: Flag = option(
 pub const PCRS: Flag =
     option("pcrs", "LIST", "show these PCRs of the SHA-256 bank (default 0,7,11)");
 pub const JSON: Flag = switch("json", "as JSON");
+pub const UNLOCK_TEST: Flag = switch(
+    "unlock-test",
+    "also get each volume's passphrase as a boot does, and try it; nothing is mapped",
+);
 pub const NV_INDEX: Flag = option(
     "nv-index",
     "INDEX",

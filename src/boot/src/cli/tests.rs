@@ -27,7 +27,7 @@ fn options_for_all_stand_anywhere_those_of_a_verb_behind_it() {
 fn what_is_not_in_the_table_is_refused_and_says_where_it_belongs() {
     for (arguments, words) in [
         (&["cleanp"][..], "no such command: cleanp. There are unlock, "),
-        (&["--json", "info"], "--json is unknown without a command; it goes with info"),
+        (&["--json", "info"], "--json is unknown without a command; it goes with doctor, info"),
         (&["info", "--new"], "--new is unknown to info; it goes with encrypt"),
         (&["info", "more"], "more is unknown to info"),
         (&["unlock", "-x"], "-x is unknown to unlock"),

@@ -1,7 +1,13 @@
 //! A machine for tests: a software TPM, a configuration, the program; and a key server that does what
 //! a test tells it, on real sockets.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};

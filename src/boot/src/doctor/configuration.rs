@@ -1,0 +1,97 @@
+//! The cloud-config: which files count, what they say together, and which do not count though somebody may think so.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use latchkey_config::{Config, DIRS};
+
+use super::report::Report;
+use crate::{BootError, oem, unlock};
+
+/// A disk that is not there by now does not come while somebody waits at a console.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// What lies deeper, nobody put there by hand.
+const MAX_DEPTH: u32 = 8;
+
+/// The configuration, if it can be used.
+pub(super) fn check(
+    report: &mut Report<'_>,
+    directories: &[PathBuf],
+) -> Result<Option<Config>, BootError> {
+    let config = match oem::load(directories, PATIENCE) {
+        Ok(config) => config,
+        Err(error) => {
+            report.error("configuration", &error)?;
+            return Ok(None);
+        }
+    };
+    for source in &config.sources {
+        report.ok("configuration", format!("{} is read", source.display()))?;
+    }
+    let read_from: Vec<_> = if directories.is_empty() {
+        DIRS.map(PathBuf::from).to_vec()
+    } else {
+        directories.to_vec()
+    };
+    for file in ignored(&read_from, &config.sources) {
+        report.warn(
+            "configuration",
+            format!("{} is not read", file.display()),
+            "if it is cloud-config, one of its first lines has to be #cloud-config",
+        )?;
+    }
+    for document in &config.unfetched {
+        report.warn(
+            "config_url",
+            document.clone(),
+            "volumes are unlocked by what is known without it; encrypt refuses to work until it can be had",
+        )?;
+    }
+    summary(report, &config)?;
+    Ok(Some(config))
+}
+
+fn summary(report: &mut Report<'_>, config: &Config) -> Result<(), BootError> {
+    let labels = unlock::labels(config).join(", ");
+    let deadline = config.deadline.as_secs();
+    if config.sources.is_empty() {
+        report.warn(
+            "configuration",
+            "no cloud-config file was found",
+            "write one to the file system labelled COS_OEM; the kernel command line and defaults hold until then",
+        )?;
+    }
+    let challenger = &config.challenger;
+    let way = if challenger.servers.is_empty() {
+        format!("by the TPM alone (NV index 0x{:08x})", challenger.nv_index)
+    } else {
+        format!("by key server: {}", challenger.servers.join(", "))
+    };
+    report.ok("what is unlocked", format!("{labels}, {way}, within {deadline} s"))
+}
+
+/// YAML files that are not among those that were read.
+fn ignored(directories: &[PathBuf], read: &[PathBuf]) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for directory in directories {
+        yaml_below(directory, MAX_DEPTH, &mut files);
+    }
+    files.retain(|file| !read.contains(file));
+    files
+}
+
+fn yaml_below(directory: &Path, depth: u32, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    let mut entries: Vec<_> = entries.flatten().collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let is_yaml =
+            path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() && depth > 0 => yaml_below(&path, depth - 1, files),
+            Ok(kind) if kind.is_file() && is_yaml => files.push(path),
+            _ => {}
+        }
+    }
+}
