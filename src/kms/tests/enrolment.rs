@@ -611,3 +611,45 @@ fn a_crash_between_secret_and_volume_heals() {
     assert_eq!(text(&kms.attest(&MACHINE.soft, PERSISTENT).unwrap()), text(&first));
     assert_eq!(objects(directory.path()).volumes.len(), 1);
 }
+
+/// The server is killed while machines enrol: whoever has got a passphrase gets it again, and nothing is half there.
+#[test]
+fn a_server_that_is_killed_while_machines_enrol_loses_nothing_it_gave_out() {
+    let directory = store(&[]);
+    let machines: Vec<SoftIdentity> =
+        (0..8).map(|_| SoftIdentity::sharing_ak(&MACHINE.soft)).collect();
+    let mut given: BTreeMap<(usize, String), String> = BTreeMap::new();
+    for round in 0..4 {
+        let kms = Kms::start(directory.path());
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..machines.len())
+                .map(|number| {
+                    let (kms, machine) = (&kms, &machines[number]);
+                    scope.spawn(move || {
+                        let labels = (0..4).map(|label| format!("R{round}L{label}"));
+                        labels
+                            .map_while(|label| {
+                                let got = kms.try_attest(machine, [&label, "", ""])?;
+                                Some(((number, label), got))
+                            })
+                            .collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            kms.wait_for_times("result=granted", 3 + 4 * round);
+            kms.signal("-KILL");
+            given.extend(threads.into_iter().flat_map(|thread| thread.join().unwrap()));
+        });
+        drop(kms);
+        let kms = Kms::start(directory.path());
+        assert!(!kms.lines().iter().any(|line| line.contains("ERROR")), "{:?}", kms.lines());
+        for ((number, label), passphrase) in &given {
+            let boot = Init { release_only: true, ..machines[*number].init() };
+            let again = kms.attest_as(&machines[*number], [label, "", ""], &boot).unwrap();
+            assert_eq!(text(&again), passphrase, "{label} of {number}");
+        }
+        objects(directory.path());
+        assert!(!rig::files(directory.path()).iter().any(|name| name.starts_with('.')));
+    }
+    assert!(given.len() >= 3, "{}", given.len());
+}

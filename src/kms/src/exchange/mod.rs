@@ -377,7 +377,7 @@ where
     let ending = match created {
         Ok(Ok(())) => Ending::new(Ended::Granted, "stored", "first passphrase stored"),
         // As upstream: nothing is changed, nothing is said. The machine asks again and gets the one that is there.
-        Ok(Err(error @ CreateError::Exists)) => {
+        Ok(Err(error @ CreateError::Exists(_))) => {
             Ending::new(Ended::Refused, "exists", error.to_string())
         }
         Ok(Err(error @ CreateError::Name(_))) => {

@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use latchkey_wire::manifest::{self, Manifests, ObjectName, SEALED_VOLUME, SealedVolume, Secret};
+use latchkey_wire::manifest::{
+    self, Manifests, ObjectName, SEALED_VOLUME, SECRET, SealedVolume, Secret,
+};
 
 use super::{
     CreateError, EditError, Status,
@@ -281,7 +283,7 @@ impl Change<'_> {
     pub(crate) fn create_secret(&mut self, secret: &Secret) -> Result<(), CreateError> {
         let (namespace, name) = (secret.metadata.namespace(), secret.metadata.name.as_str());
         match self.read(|snapshot| match snapshot.secret(namespace, name) {
-            ReadSecret::Found(_) => Some(CreateError::Exists),
+            ReadSecret::Found(_) => Some(CreateError::Exists(SECRET)),
             ReadSecret::Untold(_) => Some(CreateError::Unknown),
             ReadSecret::Absent => None,
         }) {
@@ -294,7 +296,7 @@ impl Change<'_> {
     pub(crate) fn create_volume(&mut self, volume: &SealedVolume) -> Result<(), CreateError> {
         let (namespace, name) = (volume.metadata.namespace(), volume.metadata.name.as_str());
         if self.read(|snapshot| snapshot.is_volume_name_taken(namespace, name)) {
-            return Err(CreateError::Exists);
+            return Err(CreateError::Exists(SEALED_VOLUME));
         }
         let text = volume.to_yaml().map_err(EditError::Text)?;
         self.create_object((namespace, name), "volume", &text)

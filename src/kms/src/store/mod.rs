@@ -56,8 +56,8 @@ pub(crate) struct Status {
 #[derive(Debug, Error)]
 pub(crate) enum CreateError {
     /// There is one of this name: it stays as it is.
-    #[error("there is a Secret of this name already")]
-    Exists,
+    #[error("there is a {0} of this name already")]
+    Exists(&'static str),
     /// A file that cannot be read mentions this name: nobody knows whether there is one.
     #[error("a file that cannot be read mentions this Secret's name; mend it first")]
     Unknown,

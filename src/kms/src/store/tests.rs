@@ -165,3 +165,25 @@ fn a_file_that_is_not_told_of_is_found_by_the_poll() {
         store.read(|snapshot| snapshot.volume("default", "node").is_some())
     }));
 }
+
+#[test]
+fn a_file_that_changes_while_it_is_being_changed_is_left_to_whoever_changed_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("all.yaml");
+    for theirs in ["# theirs\n", "# other\n"] {
+        fs::write(&path, "# before\n").unwrap();
+        let read = file::read(&path).unwrap();
+        fs::write(&path, theirs).unwrap();
+        let error = file::exchange(&path, &read, b"# ours\n").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy);
+        assert_eq!(
+            file::remove(&path, &read).unwrap_err().kind(),
+            std::io::ErrorKind::ResourceBusy
+        );
+        assert_eq!(text(&directory, "all.yaml"), theirs);
+    }
+    let read = file::read(&path).unwrap();
+    file::exchange(&path, &read, b"# ours\n").unwrap();
+    assert_eq!(text(&directory, "all.yaml"), "# ours\n");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left over");
+}
