@@ -72,6 +72,18 @@ fn each_answer_of_get_pass() {
             Answer::Passphrase("found"),
         ),
         (
+            "a Secret of another partition",
+            plain.clone() + &found.replace("namespace: default}", "namespace: default, labels: {kcrypt.kairos.io/partition: COS.PERSISTENT}}"),
+            PERSISTENT,
+            no_volume(),
+        ),
+        (
+            "names that only generation 2 takes for one",
+            MACHINE.volume_of("node", "  - {label: COS_PERSISTENT}\n  - {label: COS.PERSISTENT}\n", "") + &found,
+            PERSISTENT,
+            Answer::Passphrase("found"),
+        ),
+        (
             "a Secret of a machine whose hash begins alike",
             plain.clone() + &found.replace("namespace: default}", &format!("namespace: default, labels: {{kcrypt.kairos.io/tpm-hash: {}-12345678}}}}", &pubhash.as_str()[..54])),
             PERSISTENT,

@@ -70,6 +70,27 @@ fn owner<'a>(secret: &'a Secret, pubhash: &Pubhash) -> Owner<'a> {
     Owner::Untold
 }
 
+/// Whether a Secret that is labelled for this machine is for this partition of it.
+fn is_for(secret: &Secret, label: &str) -> bool {
+    let plain = manifest::plain_label(label);
+    let metadata = &secret.metadata;
+    match (metadata.annotations.get(PARTITION), metadata.labels.get(PARTITION)) {
+        (Some(told), _) => manifest::plain_label(told) == plain,
+        (None, Some(told)) => manifest::plain_label(told) == plain || *told == label_value(label),
+        (None, None) => true,
+    }
+}
+
+/// A value that Kubernetes takes for a label: as it is if it can be.
+fn label_value(label: &str) -> String {
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let valid = label.len() <= 63
+        && edge(label.as_bytes().first())
+        && edge(label.as_bytes().last())
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if valid { label.to_owned() } else { manifest::safe_kube_name(label) }
+}
+
 /// Whether a PCR value is set that a machine must have.
 fn is_held_to_pcrs(volume: &SealedVolume) -> bool {
     stored_pcrs(volume).any(|(_, value)| !value.is_empty())

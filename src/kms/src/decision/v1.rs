@@ -6,7 +6,7 @@ use latchkey_wire::{
     v1::{Payload, text},
 };
 
-use super::{Owner, Target, is_held_to_pcrs, owner, usable, value};
+use super::{Owner, Target, is_for, is_held_to_pcrs, owner, usable, value};
 use crate::{
     matching::{self, Facts, Found},
     store::{ReadSecret, Snapshot},
@@ -66,6 +66,11 @@ pub(crate) fn get(snapshot: &Snapshot, pubhash: &Pubhash, facts: &Facts) -> Deci
     };
     if let Owner::Another(other) = owner(secret, pubhash) {
         let why = format!("Secret is labelled for another machine ({other})");
+        return Decision::refused(Some(target), text::no_volume(pubhash), why);
+    }
+    let by_default = found.partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty());
+    if by_default && !is_for(secret, &target.label) {
+        let why = format!("Secret {} is labelled for another partition", target_secret(&found));
         return Decision::refused(Some(target), text::no_volume(pubhash), why);
     }
     let refuse = |why: String| {

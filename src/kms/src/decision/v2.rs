@@ -29,8 +29,8 @@ use latchkey_wire::{
 use zeroize::Zeroizing;
 
 use super::{
-    Owner, PARTITION, TPM_HASH, Target, is_held_to_pcrs, is_sealed, owner, same, stored_pcrs,
-    usable, value,
+    Owner, PARTITION, TPM_HASH, Target, is_for, is_held_to_pcrs, is_sealed, label_value, owner,
+    same, stored_pcrs, usable, value,
 };
 use crate::{
     matching::{self, Facts, Found, NotFound},
@@ -171,16 +171,6 @@ impl NewSecret {
         let value = Zeroizing::new(passphrase.as_bytes().to_vec());
         Secret { metadata: self.metadata, data: BTreeMap::from([(DEFAULT_KEY.to_owned(), value)]) }
     }
-}
-
-/// A value that Kubernetes takes for a label: as it is if it can be.
-fn label_value(label: &str) -> String {
-    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let valid = label.len() <= 63
-        && edge(label.as_bytes().first())
-        && edge(label.as_bytes().last())
-        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    if valid { label.to_owned() } else { manifest::safe_kube_name(label) }
 }
 
 /// A volume as it was decided upon, and as it is to be.
@@ -659,17 +649,6 @@ enum Slot<'a> {
     Free,
     Ours(&'a Secret),
     Taken,
-}
-
-/// Whether a Secret that is labelled for this machine is for this partition of it.
-fn is_for(secret: &Secret, label: &str) -> bool {
-    let plain = manifest::plain_label(label);
-    let metadata = &secret.metadata;
-    match (metadata.annotations.get(PARTITION), metadata.labels.get(PARTITION)) {
-        (Some(told), _) => manifest::plain_label(told) == plain,
-        (None, Some(told)) => manifest::plain_label(told) == plain || *told == label_value(label),
-        (None, None) => true,
-    }
 }
 
 fn is_unnamed(partition: &Partition) -> bool {

@@ -62,6 +62,8 @@ struct User {
     label: String,
     /// By `<volume>-<label>`, which is ambiguous: volume `a-b` with label `c` and volume `a` with label `b-c`.
     by_default: bool,
+    /// Whether generation 1 looks for it under this name.
+    by_generation_1: bool,
 }
 
 /// What is known about a Secret.
@@ -225,10 +227,10 @@ impl Snapshot {
         paths
     }
 
-    /// Whether two partitions come to the same Secret by the default name.
+    /// Whether two partitions come to the same Secret by the default name of generation 1.
     pub(crate) fn is_shared_by_default(&self, namespace: &str, name: &str) -> bool {
-        self.users_of(namespace, name).filter(|user| user.by_default).collect::<BTreeSet<_>>().len()
-            > 1
+        let by_default = |user: &&User| user.by_default && user.by_generation_1;
+        self.users_of(namespace, name).filter(by_default).collect::<BTreeSet<_>>().len() > 1
     }
 
     /// Whether another partition than this one comes to the Secret.
@@ -311,14 +313,16 @@ fn twice(kind: &str, (namespace, name): &Name, (first, other): (&Place, &Place))
 /// The Secrets a volume's partitions come to.
 fn users(volume: &SealedVolume) -> impl Iterator<Item = (Name, User)> {
     volume.spec.partitions.iter().flat_map(move |partition| {
-        let user = User {
-            volume: volume.metadata.name.clone(),
-            label: manifest::plain_label(&partition.label).to_owned(),
-            by_default: partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty()),
-        };
-        secret_names(volume, partition)
-            .into_iter()
-            .map(move |name| ((volume.metadata.namespace().to_owned(), name), user.clone()))
+        let first = volume.secret_name(partition);
+        secret_names(volume, partition).into_iter().map(move |name| {
+            let user = User {
+                volume: volume.metadata.name.clone(),
+                label: manifest::plain_label(&partition.label).to_owned(),
+                by_default: partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty()),
+                by_generation_1: name == first,
+            };
+            ((volume.metadata.namespace().to_owned(), name), user)
+        })
     })
 }
 
