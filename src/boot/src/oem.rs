@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use latchkey_config::cmdline::CMDLINE;
-use latchkey_config::{Config, DIRS, Local};
+use latchkey_config::{Config, DIRS, Local, is_populated};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::BootError;
-use crate::disk::{ext_labelled, scan};
+use crate::automatic::DEFAULT_LABEL;
+use crate::disk::{ext_labelled, luks_labelled, scan};
 use crate::fetch::{self, Fetcher};
 use crate::network::Changes;
 
@@ -31,21 +32,23 @@ const REMINDER: Duration = Duration::from_secs(10);
 /// [`BootError::Config`]; a configuration that is nowhere to be found is [`BootError::Setting`]:
 /// without it nobody can say which mode is meant, and a guess could be a weaker one.
 pub fn load(directories: &[PathBuf], patience: Duration) -> Result<Config, BootError> {
-    let local = read_local(directories, patience)?;
+    let found = directories.is_empty().then(|| Oem::find(patience)).transpose()?;
+    let local = read_mounted(directories)?;
+    let is_encrypted = matches!(found, Some(Oem::Encrypted));
+    // COS_OEM is not kept mounted while the network comes up: something else may want to mount it.
+    drop(found);
+    if is_encrypted && !local.knows_mode() && !local.names_config_url() {
+        return Err(BootError::Setting(format!(
+            "no configuration: the volume labelled {LABEL} is encrypted, and the kernel command line says nothing; it needs kcrypt.challenger.challenger_server=URL (nothing after the = for none)"
+        )));
+    }
     let patience = fetch::PATIENCE.min(local.deadline() / 2);
     let fetcher = Fetcher::until(Instant::now() + patience);
-    Ok(local.fetch(&mut |request| fetcher.get(request))?)
-}
-
-/// COS_OEM is not kept mounted while the network comes up: something else may want to mount it.
-fn read_local(directories: &[PathBuf], patience: Duration) -> Result<Local, BootError> {
-    if !directories.is_empty() || DIRS.iter().any(|directory| has_entries(Path::new(directory))) {
-        return read_mounted(directories);
+    let mut config = local.fetch(&mut |request| fetcher.get(request))?;
+    if is_encrypted && config.encrypted_partitions.is_empty() {
+        config.encrypted_partitions = [LABEL, DEFAULT_LABEL].map(str::to_owned).to_vec();
     }
-    let mounted = Mounted::wait(patience)?;
-    let local = read_mounted(directories);
-    drop(mounted);
-    local
+    Ok(config)
 }
 
 /// What stands in the directories and on the kernel command line now, without waiting, mounting or
@@ -76,21 +79,32 @@ fn read_cmdline() -> Result<String, BootError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn has_entries(directory: &Path) -> bool {
-    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+/// Where COS_OEM is.
+enum Oem {
+    /// Its content is in the directories already.
+    There,
+    /// Mounted here, read-only, until dropped.
+    Mounted(#[allow(dead_code, reason = "it is for its Drop")] Mounted),
+    /// In a LUKS volume that nobody has opened yet: what Kairos' installer then leaves of the configuration is on the
+    /// kernel command line (protocols/kcrypt.md §10.3).
+    Encrypted,
 }
 
-/// COS_OEM, mounted read-only until dropped.
-struct Mounted;
-
-impl Mounted {
-    fn wait(patience: Duration) -> Result<Self, BootError> {
+impl Oem {
+    fn find(patience: Duration) -> Result<Self, BootError> {
+        if DIRS.iter().any(|directory| is_populated(Path::new(directory))) {
+            return Ok(Self::There);
+        }
         let deadline = Instant::now() + patience;
         let mut reminder = Instant::now() + REMINDER;
         let changes = Changes::of_devices();
         loop {
-            if let Some(volume) = ext_labelled(&scan(), LABEL) {
-                return Self::mount(&volume.device);
+            let volumes = scan();
+            if let Some(volume) = ext_labelled(&volumes, LABEL) {
+                return Mounted::mount(&volume.device).map(Self::Mounted);
+            }
+            if !luks_labelled(&volumes, LABEL).is_empty() {
+                return Ok(Self::Encrypted);
             }
             if Instant::now() >= deadline {
                 return Err(BootError::Setting(format!(
@@ -108,7 +122,12 @@ impl Mounted {
             changes.wait(deadline);
         }
     }
+}
 
+/// COS_OEM, mounted read-only until dropped.
+struct Mounted;
+
+impl Mounted {
     fn mount(device: &Path) -> Result<Self, BootError> {
         let fail = || BootError::io(format!("mount {} on {MOUNT_POINT}", device.display()));
         fs::create_dir_all(MOUNT_POINT).map_err(fail())?;

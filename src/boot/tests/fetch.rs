@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use kcrypt_discovery_challenger::fetch::Fetcher;
+use kcrypt_discovery_challenger::oem;
 use latchkey_config::Request;
 
 /// A server that gives each connection the next of these answers, and tells what it was asked.
@@ -81,6 +82,24 @@ fn what_cannot_be_a_document_ends_it_at_once() {
         let error = get(&format!("http://{address}/"), ENOUGH).unwrap_err();
         assert!(error.contains(why), "{error}");
     }
+}
+
+#[test]
+fn a_machines_configuration_is_what_its_config_url_adds_to_it() {
+    let text = "#cloud-config\nkcrypt: {challenger: {challenger_server: 'http://10.0.0.1:8082'}}\n";
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+    let (address, _asked) = serve(vec![answer, "HTTP/1.1 404 No\r\n\r\n".into()]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = format!("#cloud-config\nconfig_url: http://{address}/node.yaml\n");
+    std::fs::write(directory.path().join("90.yaml"), file).unwrap();
+    let directories = [directory.path().to_owned()];
+    let config = oem::load(&directories, ENOUGH).unwrap();
+    assert_eq!(config.challenger.servers, ["http://10.0.0.1:8082"]);
+    assert!(config.unfetched.is_empty());
+    // Without it nobody says that there is no server: this is not offline mode.
+    let error = oem::load(&directories, ENOUGH).unwrap_err();
+    assert_eq!(error.exit_code(), 10);
+    assert!(error.to_string().contains("90.yaml:2: config_url: "), "{error}");
 }
 
 /// Upstream's fetch hangs here for ever.

@@ -24,6 +24,13 @@ pub(crate) struct Source {
     pub(crate) text: String,
 }
 
+/// Whether anything stands in `dir`, by somebody whose files are read.
+#[must_use]
+pub fn is_populated(dir: &Path) -> bool {
+    let has_entries = || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    is_trustworthy(dir).unwrap_or(true) && has_entries()
+}
+
 /// The cloud-config files below `dir` in lexical order; none if there is no such directory.
 pub(crate) fn read_all(dir: &Path) -> Result<Vec<Source>, ConfigError> {
     let mut sources = Vec::new();

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::{ConfigError, Place};
+pub use files::is_populated;
 pub use local::{Fetch, Local, Request};
 pub use prefix::Prefix;
 pub use value::number;

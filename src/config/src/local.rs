@@ -91,6 +91,12 @@ impl Local {
         self.layers().any(|layer| layer.config_url().is_some())
     }
 
+    /// Whether these sources say where the passphrase comes from: a key server, or that there is none.
+    #[must_use]
+    pub fn knows_mode(&self) -> bool {
+        self.settings.get(SERVERS).is_some()
+    }
+
     /// What the machine knows by itself. For a caller that has no use for the rest: which server is asked and which
     /// volumes there are may stand behind the `config_url`.
     ///
