@@ -38,6 +38,15 @@ struct Contender {
     stdin: PathBuf,
 }
 
+/// Has it ask for another partition.
+fn rename(contender: &mut Contender, label: &str) {
+    contender
+        .command
+        .iter_mut()
+        .filter(|word| *word == LABEL)
+        .for_each(|word| *word = label.into());
+}
+
 /// What a contender cost.
 struct Cost {
     millis: f64,
@@ -60,6 +69,7 @@ impl Bench {
             self.offline(),
             self.sealed(),
             self.operators(),
+            self.attested(),
             self.clevis_tpm2(),
             self.clevis_tang(),
         ];
@@ -79,12 +89,12 @@ impl Bench {
             );
         }
         let ratio = |ours: usize, theirs: usize| costs[theirs].millis / costs[ours].millis;
-        println!("\n  clevis tpm2 takes {:.1} x the time of offline", ratio(0, 3));
+        println!("\n  clevis tpm2 takes {:.1} x the time of offline", ratio(0, 4));
         println!(
             "  clevis tang takes {:.1} x the time of an operator's passphrase online, which makes an attestation key\n",
-            ratio(2, 4)
+            ratio(2, 5)
         );
-        self.after_the_network(&contenders[1..3]);
+        self.after_the_network(&contenders[1..4]);
         println!("TPM commands by name, one release");
         for (contender, cost) in contenders.iter().zip(&costs) {
             let mut named = BTreeMap::<&str, u32>::new();
@@ -198,20 +208,35 @@ impl Bench {
 
     fn offline(&self) -> Contender {
         let contender = self.ours("latchkey, offline (TPM alone)", "offline", None);
-        // What installing does: the plugin asked for a partition that is no LUKS volume yet.
+        self.install(&contender, LABEL);
+        contender
+    }
+
+    /// What installing does: the plugin asked for a partition that is no LUKS volume yet.
+    fn install(&self, contender: &Contender, label: &str) {
         let event = format!(
-            r#"{{"name":"discovery.password","data":"{{\"filesystem_label\":\"{LABEL}\",\"type\":\"ext4\"}}","file":""}}"#
+            r#"{{"name":"discovery.password","data":"{{\"filesystem_label\":\"{label}\",\"type\":\"ext4\"}}","file":""}}"#
         );
         self.feed(
             &[&contender.command[0], "--config", &contender.command[2], "discovery.password"],
             &event,
         );
+    }
+
+    /// Generation 2: the server makes the passphrase, and wants a quote. The machine and its partition are learned on first use.
+    fn attested(&self) -> Contender {
+        let mut contender =
+            self.ours("latchkey, online, v2 attested", "attested", Some((&self.url(), "v2")));
+        rename(&mut contender, "BENCH_ATTESTED");
+        self.install(&contender, "BENCH_ATTESTED");
+        self.await_release(&contender);
         contender
     }
 
     /// An operator's passphrase, in a volume of its own that goes by the partition's name.
     fn operators(&self) -> Contender {
-        let mut contender = self.ours("latchkey, online, operator's", "static", Some(&self.url()));
+        let mut contender =
+            self.ours("latchkey, online, v1 operator's", "static", Some((&self.url(), "v1")));
         let pubhash = self.pubhash(&contender);
         let yaml = Volume {
             name: "static",
@@ -223,43 +248,32 @@ impl Bench {
         .replace(LABEL, "BENCH_STATIC");
         self.kms.put("static.yaml", &yaml).unwrap();
         self.kms.put("secret.yaml", &secret_yaml("static", "pass", "an operator's own")).unwrap();
-        contender
-            .command
-            .iter_mut()
-            .filter(|word| *word == LABEL)
-            .for_each(|word| *word = "BENCH_STATIC".into());
+        rename(&mut contender, "BENCH_STATIC");
         self.await_release(&contender);
         contender
     }
 
     fn sealed(&self) -> Contender {
-        let contender = self.ours("latchkey, online, machine's own", "sealed", Some(&self.url()));
+        let contender =
+            self.ours("latchkey, online, v1 machine's own", "sealed", Some((&self.url(), "v1")));
         let pubhash = self.pubhash(&contender);
-        self.kms
-            .put_volume(&Volume {
-                name: "node",
-                tpm_hash: &pubhash,
-                secret: None,
-                quarantined: false,
-            })
-            .unwrap();
+        let volume =
+            Volume { name: "node", tpm_hash: &pubhash, secret: None, quarantined: false }.yaml();
+        // Held to its EK and to no PCR: such a machine may come by either generation.
+        self.kms.put("node.yaml", &format!("{volume}  attestation: {{}}\n")).unwrap();
         std::thread::sleep(Duration::from_secs(3));
-        let event = format!(
-            r#"{{"name":"discovery.password","data":"{{\"filesystem_label\":\"{LABEL}\",\"type\":\"ext4\"}}","file":""}}"#
-        );
-        self.feed(
-            &[&contender.command[0], "--config", &contender.command[2], "discovery.password"],
-            &event,
-        );
+        self.install(&contender, LABEL);
         self.await_release(&contender);
         contender
     }
 
-    fn ours(&self, name: &'static str, folder: &str, server: Option<&str>) -> Contender {
+    /// The boot program with a configuration of its own; `server` is URL and generation.
+    fn ours(&self, name: &'static str, folder: &str, server: Option<(&str, &str)>) -> Contender {
         let config = self.work.file(folder);
         std::fs::create_dir(&config).unwrap();
-        let server =
-            server.map_or_else(String::new, |url| format!("    challenger_server: {url}\n"));
+        let server = server.map_or_else(String::new, |(url, generation)| {
+            format!("    challenger_server: {url}\nlatchkey:\n  protocol: {generation}\n")
+        });
         let yaml = format!(
             "#cloud-config\nkcrypt:\n  challenger:\n    tpm_device: {}\n{server}",
             self.tpm.device()
