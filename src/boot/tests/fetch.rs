@@ -1,14 +1,17 @@
 //! `config_url` over a real connection: what is asked, what is followed, and what ends it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use kcrypt_discovery_challenger::fetch::Fetcher;
 use kcrypt_discovery_challenger::oem;
 use latchkey_config::Request;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// A server that gives each connection the next of these answers, and tells what it was asked.
 fn serve(answers: Vec<String>) -> (String, Receiver<Vec<String>>) {
@@ -112,4 +115,79 @@ fn a_server_that_accepts_and_says_nothing_ends_at_the_deadline() {
     // And one that nobody listens for.
     drop(listener);
     assert!(get(&url, Duration::from_secs(2)).is_err());
+}
+
+/// One certificate, by itself, for 127.0.0.1: PEM of it and of its key.
+fn self_signed() -> (String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = (directory.path().join("crt"), directory.path().join("key"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-subj", "/CN=x", "-days", "3650", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    (std::fs::read_to_string(certificate).unwrap(), std::fs::read_to_string(key).unwrap())
+}
+
+/// Serves each of these answers over TLS to one connection.
+fn serve_tls(certificate: &str, key: &str, answers: Vec<&'static str>) -> String {
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).map(Result::unwrap);
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain.collect(), key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for answer in answers {
+            let (stream, _) = listener.accept().unwrap();
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream);
+            // A client that does not trust us says so now.
+            let mut line = [0; 1024];
+            if stream.read(&mut line).is_ok() {
+                stream.write_all(answer.as_bytes()).unwrap();
+                stream.conn.send_close_notify();
+                stream.flush().unwrap();
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_document_by_https_comes_from_whom_the_certificate_names() {
+    let (certificate, key) = self_signed();
+    let (other, _) = self_signed();
+    let away = "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n";
+    let address = serve_tls(
+        &certificate,
+        &key,
+        vec!["HTTP/1.1 200 OK\r\n\r\nhello", away, "", "", "", "", ""],
+    );
+    let get = |certificate: &str| {
+        let url = &format!("https://{address}/");
+        let request = Request { url, certificate: Some(certificate), max_bytes: 100 };
+        Fetcher::until(Instant::now() + ENOUGH).get(&request)
+    };
+    assert_eq!(get(&certificate).unwrap(), b"hello");
+    assert!(get(&certificate).unwrap_err().contains("away from https"));
+    let error = Fetcher::until(Instant::now() + Duration::from_secs(5))
+        .get(&Request {
+            url: &format!("https://{address}/"),
+            certificate: Some(&other),
+            max_bytes: 100,
+        })
+        .unwrap_err();
+    assert!(error.to_lowercase().contains("certificate"), "{error}");
 }

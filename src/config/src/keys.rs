@@ -105,3 +105,35 @@ pub(crate) fn distance(known: &str, name: &str) -> usize {
     // A difference in case and hyphens only is the likeliest typing error of all.
     if flat(known) == flat(name) { distance.min(1) } else { distance }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
+
+    #[test]
+    fn every_key_is_in_the_table_and_every_key_in_the_table_is_read() {
+        let cells =
+            DOCUMENT.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+        let mut written: Vec<String> = cells
+            .flat_map(|cell| cell.split(", "))
+            .map(|key| key.trim_matches('`').to_owned())
+            .collect();
+        let mut read: Vec<&str> = LEAVES.iter().map(|(key, _)| *key).collect();
+        written.sort();
+        read.sort_unstable();
+        assert_eq!(written, read);
+    }
+
+    #[test]
+    fn two_places_are_each_others_twins() {
+        for (key, _) in LEAVES {
+            if let Some(twin) = twin(key) {
+                assert!(leaf(&twin).is_some(), "{twin}");
+                assert_eq!(super::twin(&twin).as_deref(), Some(key));
+            }
+        }
+        assert_eq!(twin("latchkey.deadline"), None);
+    }
+}

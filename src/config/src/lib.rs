@@ -1,8 +1,10 @@
-//! Cloud-config: where it is found, how files merge, what they mean (protocols/kcrypt.md §10).
+//! Cloud-config and kernel command line: where they are found, how they merge, what they mean (protocols/kcrypt.md §10).
 //!
-//! [`load`] reads the directories Kairos reads and returns what this project needs of them. It fails closed: a file that
-//! cannot be read, is not YAML, or has a typing error in a key of ours is an error with file, line and key, never a default
-//! that would be a weaker mode. What others have written in the same files is none of our business as long as it is YAML.
+//! [`load`] returns what this project needs of them, or says what is wrong. Each source is read into statements by itself
+//! (`layer`, `overrides`), then merged (`settings`); in between, documents that a `config_url` names are fetched by whoever
+//! has a network ([`Local::fetch`]).
+//!
+#![doc = include_str!("../../../docs/configuration.md")]
 
 mod certificate;
 pub mod cmdline;

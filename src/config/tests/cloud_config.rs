@@ -937,3 +937,15 @@ fn a_message_names_file_line_key_and_remedy() {
         )
     );
 }
+
+#[test]
+fn the_example_of_the_documentation_is_read() {
+    let document = include_str!("../../../docs/configuration.md");
+    let (_, rest) = document.split_once("```yaml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let dir = oem(&[("90.yaml", example), ("kms-ca.pem", CERTIFICATE)]);
+    let config = load(&[dir.path()]).unwrap();
+    assert_eq!(config.challenger.servers, ["https://kms.example.org:8443"]);
+    assert_eq!(config.challenger.certificate.as_deref(), Some(CERTIFICATE));
+    assert_eq!(config.encrypted_partitions, ["COS_PERSISTENT"]);
+}
