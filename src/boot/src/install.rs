@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use latchkey_config::Config;
-use latchkey_tpm::Tpm;
+use latchkey_tpm::{Tpm, TpmError};
 use latchkey_wire::timeline::Mode;
 use zeroize::Zeroizing;
 
@@ -16,6 +16,8 @@ use crate::exchange::Partition;
 use crate::passphrase::{Passphrase, mode};
 use crate::{BootError, unlock};
 
+/// Where the configuration is.
+const OEM: &str = "COS_OEM";
 /// The TPM was there a moment before.
 const TPM_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -41,27 +43,121 @@ pub fn run(
     options: &Options,
     show: &mut dyn FnMut(&str, &str) -> Result<(), BootError>,
 ) -> Result<(), BootError> {
-    config.complete()?;
-    let labels =
-        if options.labels.is_empty() { unlock::labels(config) } else { options.labels.clone() };
-    if options.device.is_some() && labels.len() != 1 {
-        return Err(BootError::Usage("--device goes with exactly one LABEL".into()));
-    }
-    // All are looked at before the first is touched.
-    let volumes = labels.iter().map(|label| find(label, options)).collect::<Result<Vec<_>, _>>()?;
-    for (label, volume) in labels.iter().zip(&volumes) {
-        let (report, recovery) = encrypt_one(config, options, label, volume)?;
-        enrol(config, label, volume, &report)?;
+    for Target { label, volume, .. } in targets(config, options)? {
+        let (report, recovery) = encrypt_one(config, options, &label, &volume)?;
+        enrol(config, &label, &volume, &report)?;
         log::info!(
             "{} is encrypted: LUKS2 volume {} labelled {label}",
             volume.device.display(),
             report.uuid
         );
         if let Some(recovery) = recovery.filter(|_| report.recovery) {
-            show(label, &recovery)?;
+            show(&label, &recovery)?;
+        }
+        if let Some(note) = note(config, &label) {
+            log::warn!("{note}");
         }
     }
     Ok(())
+}
+
+/// What [`run`] would do, in words. Writes nothing, neither to a partition nor to the TPM, and asks
+/// no key server: some make a passphrase for whoever asks.
+///
+/// # Errors
+/// What `run` would refuse before it touched anything.
+pub fn plan(config: &Config, options: &Options) -> Result<String, BootError> {
+    let mut text = String::new();
+    let key = key_plan(config)?;
+    for Target { label, volume, found } in targets(config, options)? {
+        let device = volume.device.display();
+        text += &format!("{label}: {device} is {found}\n  {}\n", action(&found, options.new));
+        text += &format!("  key slot 0: {key}\n");
+        if options.recovery_key {
+            text += "  key slot 1: a new recovery key, printed once; an earlier one is replaced\n";
+        }
+        text +=
+            "  token: this machine's mark, by its TPM, so that no other volume is taken for it\n";
+        if let Some(note) = note(config, &label) {
+            text += &format!("  note: {note}\n");
+        }
+    }
+    Ok(text + "Nothing was changed.\n")
+}
+
+fn action(found: &State, new: bool) -> &'static str {
+    match found {
+        _ if new => "what is on it is lost: a new volume with an empty ext4 file system is made",
+        State::Empty => "a new volume with an empty ext4 file system is made",
+        State::Plain(_) => "it is encrypted in place, and what is on it is kept",
+        State::HalfInstalled | State::WithoutFileSystem | State::Encrypting | State::Cleaning => {
+            "the interrupted run is finished, and what is on it is kept"
+        }
+        State::Encrypted { .. } => "it stays as it is, once the machine's passphrase opens it",
+    }
+}
+
+fn key_plan(config: &Config) -> Result<String, BootError> {
+    let settings = &config.challenger;
+    if mode(config) == Mode::Online {
+        let servers = settings.servers.join(", ");
+        return Ok(format!(
+            "the passphrase that {servers} releases for it; where there is none yet, a new one is left there"
+        ));
+    }
+    let index = settings.nv_index;
+    let mut tpm = Tpm::open_within(settings.tpm_device.as_deref(), TPM_PATIENCE)?;
+    match tpm.nv_blob(index) {
+        Ok(_) => Ok(format!("the passphrase that NV index 0x{index:08x} of this TPM holds")),
+        Err(TpmError::NvMissing { .. } | TpmError::NvUnwritten { .. }) => {
+            Ok(format!("a new passphrase, sealed to this TPM in its NV index 0x{index:08x}"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What has to be known about encrypting this one.
+fn note(config: &Config, label: &str) -> Option<String> {
+    let needed = match mode(config) {
+        Mode::Online => "the key server, as kcrypt.challenger.challenger_server=URL,",
+        Mode::Offline => "install.encrypted_partitions",
+    };
+    (plain_label(label) == OEM).then(|| {
+        format!(
+            "the configuration is on {label}, and cannot be read before that is open: {needed} has to be on the kernel command line"
+        )
+    })
+}
+
+/// A partition that was looked at.
+struct Target {
+    label: String,
+    volume: Volume,
+    found: State,
+}
+
+/// All of them, before the first is touched.
+fn targets(config: &Config, options: &Options) -> Result<Vec<Target>, BootError> {
+    config.complete()?;
+    let labels =
+        if options.labels.is_empty() { unlock::labels(config) } else { options.labels.clone() };
+    if options.device.is_some() && labels.len() != 1 {
+        return Err(BootError::Usage("--device goes with exactly one LABEL".into()));
+    }
+    let mut targets: Vec<Target> = Vec::with_capacity(labels.len());
+    for label in labels {
+        let volume = find(&label, options)?;
+        if let Some(other) = targets.iter().find(|target| target.volume.device == volume.device) {
+            return Err(BootError::Usage(format!(
+                "{} is both {} and {label}",
+                volume.device.display(),
+                other.label
+            )));
+        }
+        let found = encrypt::examine(&volume.device, &label, options.new)?;
+        targets.push(Target { label, volume, found });
+    }
+    Ok(targets)
 }
 
 type RecoveryKey = Zeroizing<String>;

@@ -229,6 +229,7 @@ fn match_slot(
     passphrase: &[u8],
     origin: Origin,
 ) -> Result<Option<(u32, VolumeKey)>, LibcryptErr> {
+    let mut failure = None;
     for slot in slot_order(device, machine, origin) {
         let mut key = Zeroizing::new(vec![0; MAX_VOLUME_KEY]);
         match device.volume_key_handle().get(Some(slot), &mut key, Some(passphrase)) {
@@ -237,10 +238,11 @@ fn match_slot(
                 return Ok(Some((slot, key)));
             }
             Err(error) if is_wrong_passphrase(&error) => {}
-            Err(error) => return Err(error),
+            // One slot that is damaged, or that a power cut left unfinished, is no reason to leave the others untried.
+            Err(error) => failure = Some(error),
         }
     }
-    Ok(None)
+    failure.map_or(Ok(None), Err)
 }
 
 /// Never "any slot": libcryptsetup would go by priority and number and do the slow, memory-hard

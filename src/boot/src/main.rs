@@ -1,6 +1,6 @@
 //! The command line of `kcrypt-discovery-challenger`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use kcrypt_discovery_challenger::exchange::Partition;
 use kcrypt_discovery_challenger::info::{DEFAULT_PCRS, Info};
 use kcrypt_discovery_challenger::nv::Nv;
 use kcrypt_discovery_challenger::{
-    BootError, cleanup, doctor, install, logging, oem, plugin, unlock,
+    BootError, cleanup, doctor, encrypt, install, logging, oem, plugin, unlock,
 };
 use latchkey_config::Challenger;
 use latchkey_tpm::Tpm;
@@ -63,7 +63,7 @@ fn run(invocation: &Invocation) -> Result<(), BootError> {
     match invocation.verb.command {
         Command::Pubhash => print_pubhash(invocation),
         Command::Unlock => unlock::run(directories(invocation)),
-        Command::Encrypt => encrypt(invocation),
+        Command::Encrypt => encrypt_partitions(invocation),
         Command::Get => print_passphrase(invocation),
         Command::Info => show_info(invocation),
         Command::CheckNv => print(&open_nv(invocation)?.check()?),
@@ -185,7 +185,7 @@ fn print_passphrase(invocation: &Invocation) -> Result<(), BootError> {
     write_out(&passphrase)
 }
 
-fn encrypt(invocation: &Invocation) -> Result<(), BootError> {
+fn encrypt_partitions(invocation: &Invocation) -> Result<(), BootError> {
     let options = install::Options {
         labels: invocation.operands.clone(),
         device: invocation.value(&table::DEVICE).map(PathBuf::from),
@@ -193,11 +193,19 @@ fn encrypt(invocation: &Invocation) -> Result<(), BootError> {
         new: invocation.has(&table::NEW),
     };
     let config = oem::load(&directories(invocation), oem::PATIENCE)?;
+    if invocation.has(&table::DRY_RUN) {
+        return print(&install::plan(&config, &options)?);
+    }
     install::run(&config, &options, &mut |label, key| {
         log::info!(
             "the recovery key of {label} is on stdout. Keep it off this machine: it is shown this once"
         );
-        print(&format!("{label} {key}\n"))
+        print(&format!("{label} {key}\n"))?;
+        // Not into a file or a journal, where nobody could read it off with a telephone.
+        match encrypt::qr_code(key).filter(|_| std::io::stdout().is_terminal()) {
+            Some(code) => print(&code),
+            None => Ok(()),
+        }
     })
 }
 

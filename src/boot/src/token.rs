@@ -129,15 +129,36 @@ pub fn mac(token: &Value) -> Option<Option<[u8; 32]>> {
 pub fn keyslots(token: &Value) -> Vec<u32> {
     let assigned = token.get("keyslots").and_then(Value::as_array);
     let slot = |value: &Value| value.as_str()?.parse().ok().filter(|slot| *slot < MAX_SLOTS);
-    let next = token.get("next").and_then(slot);
     let mut slots = Vec::new();
-    for slot in assigned.into_iter().flatten().filter_map(slot).chain(next) {
+    for slot in assigned.into_iter().flatten().filter_map(slot).chain(next(token)) {
         // Each is tried, which takes its time, and anybody may have written this.
         if !slots.contains(&slot) {
             slots.push(slot);
         }
     }
     slots
+}
+
+/// The keyslot in which a change of the machine's key has its new one.
+pub(crate) fn next(token: &Value) -> Option<u32> {
+    token.get("next")?.as_str()?.parse().ok().filter(|slot| *slot < MAX_SLOTS)
+}
+
+pub(crate) fn with_next(token: &Value, next: Option<u32>) -> Value {
+    let mut token = token.clone();
+    match (next, token.as_object_mut()) {
+        (Some(next), _) => set(&mut token, "next", next.to_string().into()),
+        (None, Some(fields)) => drop(fields.remove("next")),
+        (None, None) => {}
+    }
+    token
+}
+
+/// The token of a volume whose machine's key is in keyslot 0 and nowhere else.
+pub(crate) fn of_slot_0(token: &Value) -> Value {
+    let mut token = with_next(token, None);
+    set(&mut token, "keyslots", json!(["0"]));
+    token
 }
 
 /// Number and content of our token in the metadata of a LUKS2 header.

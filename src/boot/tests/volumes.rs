@@ -194,3 +194,50 @@ fn a_header_that_was_swapped_after_it_was_chosen_is_refused() {
     let error = luks::key(&chosen, LABEL, PASSPHRASE, Origin::Machine).unwrap_err();
     assert!(matches!(error, BootError::Untrusted { .. }), "{error}");
 }
+
+/// Neither the partition, nor the TPM, nor the key server notice.
+#[test]
+fn a_dry_run_says_what_it_would_do_and_does_nothing() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let directory = Directory::new();
+    let path = plain(&directory, "partition");
+    let device = path.to_str().unwrap();
+    let written = || (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().modified().unwrap());
+    let before = written();
+    let dry = ["encrypt", "--dry-run", "--recovery-key", "--device", device, LABEL];
+
+    let run = machine.run(&dry);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for said in
+        [device, "12 MiB", "encrypted in place", "a new passphrase", "0x01500000", "recovery key"]
+    {
+        assert!(run.text().contains(said), "{said}: {}", run.text());
+    }
+    assert!(run.text().ends_with("Nothing was changed.\n"), "{}", run.text());
+    assert!(written() == before);
+    let mut tpm =
+        Tpm::open_within(Some(&machine.tpm.device()), std::time::Duration::from_secs(10)).unwrap();
+    assert!(tpm.nv_blob(0x0150_0000).is_err(), "a passphrase was made");
+    drop(tpm);
+
+    // A server that is only waited for if it is asked.
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    machine.serve(server.local_addr().unwrap());
+    let run = machine.run(&dry);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.text().contains(&server.local_addr().unwrap().to_string()), "{}", run.text());
+    assert!(server.accept().is_err(), "the server was asked");
+    assert!(written() == before);
+
+    machine.configure("");
+    let in_place = machine.run(&["encrypt", "--device", device, LABEL]);
+    assert_eq!(in_place.code, 0, "{}", in_place.stderr);
+    let run = machine.run(&dry);
+    assert!(run.text().contains("encrypted already") && run.text().contains("stays as it is"));
+    assert!(run.text().contains("that NV index 0x01500000 of this TPM holds"), "{}", run.text());
+
+    let run = machine.run(&["encrypt", "--dry-run", "--device", device, "COS_OEM"]);
+    assert_ne!(run.code, 0);
+    assert!(run.stderr.contains("has the label"), "{}", run.stderr);
+}

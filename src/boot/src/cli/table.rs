@@ -44,7 +44,7 @@ const ENCRYPT: Verb = Verb {
         help: "file system label of a partition; without one, install.encrypted_partitions",
         number: Number::Any,
     }),
-    flags: &[&DEVICE, &RECOVERY_KEY, &NEW],
+    flags: &[&DEVICE, &RECOVERY_KEY, &NEW, &DRY_RUN],
 };
 
 const GET: Verb = Verb {
@@ -155,9 +155,14 @@ pub const TPM_DEVICE: Flag = option(
 
 pub const DEVICE: Flag =
     option("device", "PATH", "the partition, instead of the one that has the label");
-pub const RECOVERY_KEY: Flag =
-    switch("recovery-key", "make a recovery key as well, and print it this once");
+pub const RECOVERY_KEY: Flag = switch(
+    "recovery-key",
+    "make a recovery key as well, and print it this once, on a terminal with a QR code",
+);
 pub const NEW: Flag = switch("new", "drop what is on the partition and make a new file system");
+
+pub const DRY_RUN: Flag =
+    switch("dry-run", "say what would be done with each partition, and change nothing");
 
 pub const PARTITION_LABEL: Flag = option("partition-label", "LABEL", "the volume's label");
 pub const PARTITION_NAME: Flag =

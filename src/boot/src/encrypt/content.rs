@@ -43,6 +43,30 @@ pub(super) fn look(device: &Device) -> Result<Content, EncryptError> {
     Ok(Content::Other(name(&head)))
 }
 
+/// What the partition is a member of: LVM (label in one of the first four sectors) or an md RAID (Linux md(4): superblocks 1.1 and
+/// 1.2 at the beginning, 1.0 and 0.90 at the end, where a file system or a volume begins as if it were by itself).
+pub(super) fn member(device: &Device) -> Result<Option<&'static str>, EncryptError> {
+    const MD: [u8; 4] = [0xfc, 0x4e, 0x2b, 0xa9];
+    const SECTOR: u64 = 512;
+    let has = |at: u64, magic: &[u8]| -> Result<bool, EncryptError> {
+        Ok(device.read_up_to(at, magic.len() as u64)? == magic)
+    };
+    for sector in 0..4 {
+        if has(sector * SECTOR, b"LABELONE")? {
+            return Ok(Some("an LVM physical volume"));
+        }
+    }
+    let size = device.size();
+    let version_1_0 = (size / SECTOR).checked_sub(16).map(|sectors| sectors / 8 * 8 * SECTOR);
+    let version_0_90 = (size / 0x1_0000 * 0x1_0000).checked_sub(0x1_0000);
+    for at in [Some(0), Some(4096), version_1_0, version_0_90].into_iter().flatten() {
+        if has(at, &MD)? {
+            return Ok(Some("a RAID member"));
+        }
+    }
+    Ok(None)
+}
+
 fn ext(device: &Device) -> Result<Option<Ext>, EncryptError> {
     let block = device.read_up_to(SUPERBLOCK, 1024)?;
     parse(&block, device.path(), device.size())

@@ -26,13 +26,15 @@ impl Device {
         Self::with(path, OpenOptions::new().read(true))
     }
 
+    /// For looking at what is to be changed: refused as in [`Device::claim`].
+    pub(super) fn open_unused(path: &Path) -> Result<Self, EncryptError> {
+        check_usable(path)?;
+        Self::open(path)
+    }
+
     /// For changing: refused while it is mounted, mapped, or being encrypted by another process.
     pub(super) fn claim(path: &Path) -> Result<Self, EncryptError> {
-        let metadata = fs::metadata(path)
-            .map_err(|source| EncryptError::Open { path: path.to_owned(), source })?;
-        if metadata.file_type().is_block_device() {
-            check_unused(path, metadata.rdev())?;
-        }
+        check_usable(path)?;
         let device = Self::with(path, OpenOptions::new().read(true).write(true))?;
         device.lock()?;
         Ok(device)
@@ -110,6 +112,28 @@ impl Device {
     ) -> EncryptError {
         EncryptError::Io { path: self.path.clone(), what, offset, length, source }
     }
+}
+
+fn check_usable(path: &Path) -> Result<(), EncryptError> {
+    let metadata = fs::metadata(path)
+        .map_err(|source| EncryptError::Open { path: path.to_owned(), source })?;
+    if metadata.file_type().is_block_device() {
+        check_partition(path, metadata.rdev())?;
+        check_unused(path, metadata.rdev())?;
+    }
+    Ok(())
+}
+
+/// A drive itself is no partition; a mapping, a RAID or a loop device can stand for one.
+fn check_partition(path: &Path, rdev: u64) -> Result<(), EncryptError> {
+    let of = |name: &str| {
+        let number = format!("{}:{}", libc::major(rdev), libc::minor(rdev));
+        Path::new("/sys/dev/block").join(number).join(name).exists()
+    };
+    if of("device") && !of("partition") {
+        return Err(EncryptError::WholeDisk { path: path.to_owned() });
+    }
+    Ok(())
 }
 
 /// O_EXCL on a block device fails while a file system, a mapping, swap or RAID holds it (open(2)).

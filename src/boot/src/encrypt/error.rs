@@ -14,6 +14,12 @@ pub enum EncryptError {
     #[error("{} is neither a block device nor a regular file", path.display())]
     NotADevice { path: PathBuf },
 
+    #[error("{} is a whole disk and not a partition; name the partition", path.display())]
+    WholeDisk { path: PathBuf },
+
+    #[error("{} is {found}, part of something larger; take it out of that, and wipe what says so with: wipefs -a {}", path.display(), path.display())]
+    Member { path: PathBuf, found: &'static str },
+
     #[error("{} is in use ({by}); unmount or close it and run again", path.display())]
     InUse { path: PathBuf, by: String },
 
@@ -72,6 +78,9 @@ pub enum EncryptError {
 
     #[error("{}: keyslot 1 is taken by something that is not ours; free it before asking for a recovery key", path.display())]
     RecoverySlotTaken { path: PathBuf },
+
+    #[error("{}: all of LUKS2's keyslots are taken; free one with: cryptsetup luksKillSlot {} N", path.display(), path.display())]
+    NoFreeSlot { path: PathBuf },
 
     #[error("{}: cannot {what}: {source}", path.display())]
     Cryptsetup { path: PathBuf, what: &'static str, source: LibcryptErr },

@@ -22,8 +22,14 @@ pub(super) struct BinaryHeader {
 impl BinaryHeader {
     /// `None`: no LUKS2 header. The checksum is libcryptsetup's affair.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        has_magic(bytes).then(|| Self::parse_copy(bytes))?
+    }
+
+    /// Of either copy.
+    pub(super) fn parse_copy(bytes: &[u8]) -> Option<Self> {
         let version = bytes.get(6..8)?;
-        (has_magic(bytes) && version == [0, 2]).then_some(())?;
+        let magic = has_magic(bytes) || has_secondary_magic(bytes);
+        (magic && version == [0, 2]).then_some(())?;
         Some(Self {
             seqid: u64::from_be_bytes(*bytes.get(0x10..)?.first_chunk()?),
             label: text(bytes.get(0x18..0x48)?),

@@ -29,7 +29,9 @@ mod fresh;
 mod header;
 mod journal;
 mod layout;
+mod qr;
 mod recovery;
+mod rotate;
 mod volume;
 
 use std::path::Path;
@@ -39,14 +41,16 @@ use crate::token::{self, Unfinished};
 pub use crate::token::Unlock;
 pub use content::Ext;
 pub use error::EncryptError;
+pub use qr::qr_code;
 pub use recovery::{normalize_recovery_key, recovery_key};
+pub use rotate::{begin as begin_rotation, finish as finish_rotation, has_other_key};
 
 use content::Content;
 use device::Device;
 use header::{BinaryHeader, Metadata, Reencryption};
 use journal::Record;
 use layout::Layout;
-use volume::{MACHINE_SLOT, Plan, RECOVERY_SLOT, Volume};
+use volume::{MACHINE_SLOT, Memory, Plan, RECOVERY_SLOT, Volume};
 
 /// What to do with one partition.
 #[derive(Clone, Copy)]
@@ -145,13 +149,30 @@ pub struct Report {
     pub digest_iterations: u64,
 }
 
-/// What the partition is. Nothing is changed on it, but that libcryptsetup repairs a torn copy of a LUKS2 header by the other one.
+/// What the partition is. Nothing is written, not even what libcryptsetup would repair in a header: it gets a copy.
 ///
 /// # Errors
 /// [`EncryptError::UnknownContent`], [`EncryptError::Header`] or [`EncryptError::BegunElsewhere`] for what is in none of the
 /// states.
 pub fn probe(device: &Path) -> Result<State, EncryptError> {
-    state(&Device::open(device)?)
+    let device = Device::open(device)?;
+    let copy = Memory::of_header(&device)?;
+    state(&device, copy.path())
+}
+
+/// What [`run`] would find and accept. Nothing is written, and no key is tried.
+///
+/// # Errors
+/// What `run` would refuse.
+pub fn examine(device: &Path, label: &str, new: bool) -> Result<State, EncryptError> {
+    check_label(label)?;
+    let device = Device::open_unused(device)?;
+    let copy = Memory::of_header(&device)?;
+    let found = accept(&device, state(&device, copy.path()), label, new)?;
+    if let (State::Plain(_), false) = (&found, new) {
+        fits(&device, label)?;
+    }
+    Ok(found)
 }
 
 /// Brings the partition to [`State::Encrypted`], from any state. Slow: all of it is read and written once.
@@ -164,11 +185,8 @@ pub fn run(
 ) -> Result<Report, EncryptError> {
     check(request)?;
     let device = Device::claim(request.device)?;
-    let found = match state(&device) {
-        // The state of what is to be thrown away does not matter.
-        Err(_) if request.new => State::Empty,
-        state => state?,
-    };
+    let found = state(&device, request.device);
+    let found = accept(&device, found, request.label, request.new)?;
     log::info!("{} is {found}", request.device.display());
     match &found {
         _ if request.new => create(&device, request, progress)?,
@@ -218,7 +236,10 @@ fn check(request: &Request<'_>) -> Result<(), EncryptError> {
         };
         return Err(EncryptError::BadPassphrase { why });
     }
-    let label = request.label;
+    check_label(request.label)
+}
+
+fn check_label(label: &str) -> Result<(), EncryptError> {
     // 48 bytes in the LUKS2 header, with a NUL.
     if (1..48).contains(&label.len()) && !label.chars().any(char::is_control) {
         return Ok(());
@@ -226,12 +247,41 @@ fn check(request: &Request<'_>) -> Result<(), EncryptError> {
     Err(EncryptError::BadLabel { label: label.to_owned() })
 }
 
-fn state(device: &Device) -> Result<State, EncryptError> {
+/// Whether what was found may be encrypted, or with `new` be thrown away: not what is part of something larger, and nothing with
+/// the label of something else.
+fn accept(
+    device: &Device,
+    found: Result<State, EncryptError>,
+    label: &str,
+    new: bool,
+) -> Result<State, EncryptError> {
+    let path = device.path().to_owned();
+    if let Some(found) = content::member(device)? {
+        return Err(EncryptError::Member { path, found });
+    }
+    let other = match &found {
+        Ok(State::Plain(ext)) => &ext.label,
+        Ok(State::Encrypted { label, .. }) => label,
+        _ => "",
+    };
+    if !other.is_empty() && !same_label(other, label) {
+        let (found, wanted) = (other.to_owned(), label.to_owned());
+        return Err(EncryptError::OtherLabel { path, found, wanted });
+    }
+    match found {
+        // The state of what is to be thrown away does not matter.
+        Err(_) if new => Ok(State::Empty),
+        found => found,
+    }
+}
+
+/// `header` is what libcryptsetup is to read the header from: the device, or a copy.
+fn state(device: &Device, header: &Path) -> Result<State, EncryptError> {
     let head = device.read_up_to(0, header::SECONDARY + 512)?;
     if header::has_magic(&head) {
         return match undo_record(device, &head)? {
             Some(_) => Ok(State::HalfInstalled),
-            None => luks_state(device),
+            None => luks_state(device, header),
         };
     }
     match content::look(device)? {
@@ -241,7 +291,7 @@ fn state(device: &Device) -> Result<State, EncryptError> {
             let secondary = usize::try_from(header::SECONDARY).ok().and_then(|at| head.get(at..));
             // The power went while libcryptsetup wrote the first copy of the header.
             if secondary.is_some_and(header::has_secondary_magic) {
-                return luks_state(device);
+                return luks_state(device, header);
             }
             let found = found.to_owned();
             Err(EncryptError::UnknownContent { path: device.path().to_owned(), found })
@@ -254,15 +304,21 @@ fn undo_record(device: &Device, head: &[u8]) -> Result<Option<Record>, EncryptEr
     BinaryHeader::parse(head).map_or(Ok(None), |header| Record::to_undo(device, &header))
 }
 
-fn luks_state(device: &Device) -> Result<State, EncryptError> {
+fn luks_state(device: &Device, header: &Path) -> Result<State, EncryptError> {
     let path = device.path();
-    let mut volume = Volume::load(path)?;
+    let mut volume = Volume::load_from(header, path)?;
     let metadata = volume.metadata()?;
     let unfinished = unfinished(device, &metadata)?;
     match (metadata.reencryption(), unfinished) {
         (Reencryption::None, None) => {
-            let label = BinaryHeader::parse(&device.read(0, 512)?).map(|header| header.label);
-            Ok(State::Encrypted { label: label.unwrap_or_default(), uuid: volume.uuid()? })
+            // The first copy may be torn; libcryptsetup goes by the other then.
+            let parsed = |at| Ok(BinaryHeader::parse_copy(&device.read(at, 512)?));
+            let header = match parsed(0)? {
+                None => parsed(header::SECONDARY)?,
+                first => first,
+            };
+            let label = header.map(|header| header.label).unwrap_or_default();
+            Ok(State::Encrypted { label, uuid: volume.uuid()? })
         }
         (Reencryption::None, Some(Unfinished::FileSystem)) => Ok(State::WithoutFileSystem),
         (Reencryption::None, Some(Unfinished::Encryption { .. })) => Ok(State::Cleaning),
@@ -442,7 +498,7 @@ fn verify(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, EncryptError> {
     let path = device.path();
-    let State::Encrypted { label, uuid } = state(device)? else {
+    let State::Encrypted { label, uuid } = state(device, path)? else {
         let what = "the finished volume";
         return Err(EncryptError::Verify { path: path.to_owned(), what });
     };

@@ -21,6 +21,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::device::Device;
 use super::header::Metadata;
 use super::layout::Layout;
 use super::{EncryptError, Progress};
@@ -38,9 +39,11 @@ const SECTOR: u32 = 512;
 /// Set before formatting, since the digest of the volume key gets its cost then and keeps it for ever (anchors/unlock.md §0.1).
 const MACHINE_ITERATIONS: u32 = 1000;
 const RECOVERY_ITERATIONS: u32 = 4;
-/// libcryptsetup's own upper bound.
-const RECOVERY_MEMORY_KIB: u64 = 1024 * 1024;
+/// libcryptsetup takes no less than the first; the second is what it takes at most by itself.
+const RECOVERY_MEMORY_KIB: (u64, u64) = (32, 1024 * 1024);
 const METADATA_BYTES: u64 = 0x4000;
+/// Both copies of the largest metadata that LUKS2 has.
+const MAX_METADATA: u64 = 8 << 20;
 
 /// A LUKS2 volume on a partition.
 pub(super) struct Volume {
@@ -51,7 +54,13 @@ pub(super) struct Volume {
 impl Volume {
     /// Reads the header; libcryptsetup repairs one of the two copies by the other.
     pub(super) fn load(path: &Path) -> Result<Self, EncryptError> {
-        let mut device = CryptInit::init(path).map_err(fault(path, "open it for libcryptsetup"))?;
+        Self::load_from(path, path)
+    }
+
+    /// Reads `header`, which is that of the volume on `path`.
+    pub(super) fn load_from(header: &Path, path: &Path) -> Result<Self, EncryptError> {
+        let mut device =
+            CryptInit::init(header).map_err(fault(path, "open it for libcryptsetup"))?;
         device
             .context_handle()
             .load::<CryptParamsLuks2Ref<'_>>(Some(EncryptionFormat::Luks2), None)
@@ -71,22 +80,63 @@ impl Volume {
 
     /// The volume key, by the machine's passphrase.
     pub(super) fn key(&mut self, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>, EncryptError> {
+        let key = self.key_in(MACHINE_SLOT, passphrase)?;
+        key.ok_or_else(|| EncryptError::WrongPassphrase { path: self.path.clone() })
+    }
+
+    /// The volume key, if the passphrase is that of this keyslot. A power cut can leave a keyslot that no digest is assigned to
+    /// yet, for which libcryptsetup has EINVAL.
+    pub(super) fn key_in(
+        &mut self,
+        slot: u32,
+        passphrase: &[u8],
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, EncryptError> {
         let size = usize::try_from(self.device.status_handle().get_volume_key_size());
         let mut key = Zeroizing::new(vec![0; size.unwrap_or(KEY_BYTES)]);
-        let got =
-            self.device.volume_key_handle().get(Some(MACHINE_SLOT), &mut key, Some(passphrase));
+        let got = self.device.volume_key_handle().get(Some(slot), &mut key, Some(passphrase));
         match got {
-            Ok(_) => Ok(key),
+            Ok(_) => Ok(Some(key)),
             Err(LibcryptErr::IOError(e))
                 if matches!(
                     e.raw_os_error().map(Errno::from_raw),
-                    Some(Errno::EPERM | Errno::ENOENT)
+                    Some(Errno::EPERM | Errno::ENOENT | Errno::EINVAL)
                 ) =>
             {
-                Err(EncryptError::WrongPassphrase { path: self.path.clone() })
+                Ok(None)
             }
-            Err(e) => Err(fault(&self.path, "open keyslot 0")(e)),
+            Err(e) => Err(fault(&self.path, "open a keyslot")(e)),
         }
+    }
+
+    /// A key of the machine in a keyslot that is free.
+    pub(super) fn add_machine_slot(
+        &mut self,
+        slot: u32,
+        key: &[u8],
+        passphrase: &[u8],
+    ) -> Result<(), EncryptError> {
+        self.device
+            .settings_handle()
+            .set_pbkdf_type(&machine_kdf())
+            .map_err(fault(&self.path, "set the cost of the machine's key"))?;
+        self.device
+            .keyslot_handle()
+            .add_by_key(Some(slot), Some(Either::Left(key)), passphrase, CryptVolumeKey::empty())
+            .map(drop)
+            .map_err(fault(&self.path, "add a key of the machine"))
+    }
+
+    pub(super) fn remove_slot(&mut self, slot: u32) -> Result<(), EncryptError> {
+        let destroyed = self.device.keyslot_handle().destroy(slot);
+        destroyed.map_err(fault(&self.path, "take a keyslot away"))
+    }
+
+    /// The machine's slot goes first wherever no slot is named, and spares its key the seconds and
+    /// up to 1 GiB of the recovery slot. That one is not to be ignored: whoever has the recovery key
+    /// in hand and a live system in front of him shall not have to know about key slots.
+    pub(super) fn prefer_machine_slot(&mut self) -> Result<(), EncryptError> {
+        let set = self.device.keyslot_handle().set_priority(MACHINE_SLOT, KeyslotPriority::Prefer);
+        set.map_err(fault(&self.path, "set the machine key's priority"))
     }
 
     pub(super) fn set_token(&mut self, number: u32, token: &Value) -> Result<(), EncryptError> {
@@ -108,8 +158,7 @@ impl Volume {
     ) -> Result<(), EncryptError> {
         let path = self.path.clone();
         if replace {
-            let destroy = self.device.keyslot_handle().destroy(RECOVERY_SLOT);
-            destroy.map_err(fault(&path, "take the earlier recovery key away"))?;
+            self.remove_slot(RECOVERY_SLOT)?;
         }
         self.device
             .settings_handle()
@@ -124,12 +173,7 @@ impl Volume {
                 CryptVolumeKey::empty(),
             )
             .map_err(fault(&path, "add the recovery key"))?;
-        // The machine's slot goes first wherever no slot is named, and spares its key the seconds and
-        // up to 1 GiB of the recovery slot. That one is not to be ignored: whoever has the recovery key
-        // in hand and a live system in front of him shall not have to know about key slots.
-        slots
-            .set_priority(MACHINE_SLOT, KeyslotPriority::Prefer)
-            .map_err(fault(&path, "set the machine key's priority"))
+        self.prefer_machine_slot()
     }
 
     /// Completes the zone that was being encrypted when the power went.
@@ -330,30 +374,36 @@ fn machine_kdf() -> CryptPbkdfType {
     }
 }
 
-/// argon2id, of a quarter of the machine's memory at most, so that a recovery never fails for want of memory.
+/// argon2id, of no more memory than a recovery on this machine will have.
 fn recovery_kdf() -> CryptPbkdfType {
-    let quarter = memory_kib().unwrap_or_default() / 4;
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     CryptPbkdfType {
         type_: CryptKdf::Argon2Id,
         hash: Some("sha256".to_owned()),
         time_ms: 0,
         iterations: RECOVERY_ITERATIONS,
-        max_memory_kb: u32::try_from(quarter.clamp(32, RECOVERY_MEMORY_KIB)).unwrap_or(32),
+        max_memory_kb: recovery_memory(&meminfo),
         parallel_threads: u32::try_from(threads).unwrap_or(1),
         flags: CryptPbkdf::NO_BENCHMARK,
     }
 }
 
-/// MemTotal (proc_meminfo(5)).
-fn memory_kib() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.split_whitespace().next()?.parse().ok()
+/// In KiB: a quarter of the machine's memory, since a rescue system may have half of it full, and half of what is available now,
+/// since it is needed now. Of `/proc/meminfo` (proc_meminfo(5)).
+fn recovery_memory(meminfo: &str) -> u32 {
+    let kib = |name: &str| -> Option<u64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let quarter = kib("MemTotal").unwrap_or_default() / 4;
+    let half = kib("MemAvailable").map_or(quarter, |available| available / 2);
+    let bounded = quarter.min(half).clamp(RECOVERY_MEMORY_KIB.0, RECOVERY_MEMORY_KIB.1);
+    u32::try_from(bounded).unwrap_or(u32::MAX)
 }
 
 /// A file in memory that libcryptsetup can open by name.
-struct Memory {
+pub(super) struct Memory {
     file: File,
     path: PathBuf,
 }
@@ -366,6 +416,18 @@ impl Memory {
         file.set_len(bytes).map_err(EncryptError::Memory)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         Ok(Self { file, path })
+    }
+
+    /// As large as the device, with a copy of its metadata.
+    pub(super) fn of_header(device: &Device) -> Result<Self, EncryptError> {
+        let memory = Self::new(device.size())?;
+        let metadata = device.read_up_to(0, MAX_METADATA)?;
+        memory.file.write_all_at(&metadata, 0).map_err(EncryptError::Memory)?;
+        Ok(memory)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn read(&self, bytes: u64) -> Result<Vec<u8>, EncryptError> {
@@ -392,4 +454,28 @@ c_progress_callback!(on_progress, Watch<'_>, report);
 fn fault(path: &Path, what: &'static str) -> impl FnOnce(LibcryptErr) -> EncryptError {
     let path = path.to_owned();
     move |source| EncryptError::Cryptsetup { path, what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_takes_a_fraction_of_the_machines_memory() {
+        let meminfo = |total: u64, available: u64| {
+            format!("MemTotal: {total} kB\nMemFree: 5 kB\nMemAvailable:   {available} kB\n")
+        };
+        for (total, available, kib) in [
+            (16 << 20, 15 << 20, 1 << 20),
+            (2 << 20, 2 << 20, 512 << 10),
+            (512 << 10, 500 << 10, 128 << 10),
+            // An installer whose memory is full of what it installs.
+            (2 << 20, 300 << 10, 150 << 10),
+            (100, 100, 32),
+        ] {
+            assert_eq!(recovery_memory(&meminfo(total, available)), kib, "{total} {available}");
+        }
+        assert_eq!(recovery_memory("MemTotal: 4000 kB\n"), 1000);
+        assert_eq!(recovery_memory(""), 32);
+    }
 }

@@ -9,4 +9,5 @@
 mod disk;
 mod outcome;
 mod power;
+mod rotation;
 mod trace;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use kcrypt_discovery_challenger::encrypt::{
-    EncryptError, Progress, Report, Request, State, Unlock, probe, recovery_key, run,
+    EncryptError, Progress, Report, Request, State, Unlock, examine, probe, recovery_key, run,
 };
 
 use crate::disk::{LABEL, MIB, PASSPHRASE, decrypt, ext4, json, scratch, volume_key};
@@ -247,6 +247,88 @@ fn what_is_not_ours_to_encrypt_is_refused_and_left_alone() {
     }
 }
 
+#[test]
+fn what_seems_to_be_something_else_is_not_thrown_away_either() {
+    const MD: &[u8] = b"\xfc\x4e\x2b\xa9";
+    type Case = (&'static str, fn(&Path), fn(&EncryptError) -> bool);
+    let member = |e: &EncryptError| matches!(e, EncryptError::Member { .. });
+    let other = |e: &EncryptError| matches!(e, EncryptError::OtherLabel { .. });
+    let cases: [Case; 7] = [
+        ("file system with another label", |path| relabel(path, "COS_OEM"), other),
+        (
+            "volume with another label",
+            |path| luks_format(path, &["--type", "luks2", "--label", "COS_OEM"]),
+            other,
+        ),
+        ("LVM", |path| patch(path, 512, b"LABELONE", true), member),
+        ("RAID, superblock 1.2", |path| patch(path, 4096, MD, true), member),
+        // A file system is to be seen on these.
+        ("RAID, superblock 1.0", |path| patch(path, 32 * MIB - 8192, MD, false), member),
+        ("RAID, superblock 0.90", |path| patch(path, 32 * MIB - 65536, MD, false), member),
+        (
+            "RAID of a volume",
+            |path| {
+                luks_format(path, &["--type", "luks2", "--label", LABEL]);
+                patch(path, 32 * MIB - 8192, MD, false);
+            },
+            member,
+        ),
+    ];
+    for (name, make, expected) in cases {
+        let dir = scratch();
+        let path = ext4(dir.path(), 32 * MIB, 12 * MIB, LABEL);
+        make(&path);
+        let before = fs::read(&path).unwrap();
+        for new in [false, true] {
+            let error = encrypt(&Request { new, ..request(&path) }).unwrap_err();
+            assert!(expected(&error), "{name}, new {new}: {error}");
+            let error = examine(&path, LABEL, new).unwrap_err();
+            assert!(expected(&error), "{name}, new {new}: {error}");
+        }
+        assert!(fs::read(&path).unwrap() == before, "{name}");
+    }
+}
+
+/// Neither bytes nor the time of the last write change, also where libcryptsetup would repair something.
+#[test]
+fn looking_writes_nothing() {
+    let torn = |path: &Path| {
+        luks_format(path, &["--type", "luks2", "--label", LABEL]);
+        patch(path, 100, b"torn", false);
+    };
+    type Case<'a> = (&'a str, &'a dyn Fn(&Path), fn(&State) -> bool);
+    let cases: [Case<'_>; 4] = [
+        ("plain", &|_| {}, |state| matches!(state, State::Plain(_))),
+        ("empty", &|path| patch(path, 0, b"", true), |state| *state == State::Empty),
+        ("volume", &|path| luks_format(path, &["--type", "luks2", "--label", LABEL]), |state| {
+            matches!(state, State::Encrypted { .. })
+        }),
+        (
+            "torn volume",
+            &torn,
+            |state| matches!(state, State::Encrypted { label, .. } if label == LABEL),
+        ),
+    ];
+    for (name, make, expected) in cases {
+        let dir = scratch();
+        let path = ext4(dir.path(), 32 * MIB, 12 * MIB, LABEL);
+        make(&path);
+        let written =
+            || (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().modified().unwrap());
+        let before = written();
+        assert!(expected(&probe(&path).unwrap()), "{name}");
+        for new in [false, true] {
+            assert!(expected(&examine(&path, LABEL, new).unwrap()), "{name}");
+        }
+        assert!(written() == before, "{name}");
+        // And what is torn is repaired when something is to be done.
+        if name == "torn volume" {
+            encrypt(&request(&path)).unwrap();
+            assert!(written() != before);
+        }
+    }
+}
+
 fn truncate(path: &Path, size: u64) {
     OpenOptions::new().write(true).open(path).unwrap().set_len(size).unwrap();
 }
@@ -382,7 +464,13 @@ fn a_new_volume_has_nothing_of_the_old_and_waits_for_its_file_system() {
         match start {
             "empty" => patch(&path, 0, b"", true),
             "half" => patch(&path, 0, b"LUKS\xba\xbe\0\x02", false),
-            "luks" => luks_format(&path, &["--type", "luks2", "--label", "COS_OEM"]),
+            "luks" => {
+                luks_format_with(
+                    &path,
+                    &["--type", "luks2", "--label", LABEL],
+                    b"another machine's",
+                );
+            }
             _ => {}
         }
         let result = encrypt(&Request { new: start != "empty", ..request(&path) });

@@ -48,7 +48,7 @@ fn trace(device: &Path) -> Vec<Event> {
 
 /// How much of what was written is on the disk when the power goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cut {
+pub(crate) enum Cut {
     /// All before this event, nothing of it.
     Between,
     /// All before, and some sectors of this write.
@@ -58,13 +58,13 @@ enum Cut {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Point {
+pub(crate) struct Point {
     /// The first event that does not happen whole.
-    event: usize,
-    cut: Cut,
+    pub(crate) event: usize,
+    pub(crate) cut: Cut,
 }
 
-fn points(events: &[Event]) -> Vec<Point> {
+pub(crate) fn points(events: &[Event]) -> Vec<Point> {
     let mut points = Vec::new();
     let mut unsynced = 0;
     for (index, event) in events.iter().enumerate() {
@@ -84,7 +84,7 @@ fn points(events: &[Event]) -> Vec<Point> {
 }
 
 /// The partition after the cut.
-fn after(base: &[u8], events: &[Event], point: Point) -> Vec<u8> {
+pub(crate) fn after(base: &[u8], events: &[Event], point: Point) -> Vec<u8> {
     let mut image = base.to_vec();
     let mut random = Random(point.event as u64 * 3 + point.cut as u64);
     let done = &events[..point.event];
@@ -107,7 +107,7 @@ fn after(base: &[u8], events: &[Event], point: Point) -> Vec<u8> {
     image
 }
 
-fn write(image: &mut [u8], event: &Event, takes: &mut dyn FnMut(usize) -> bool) {
+pub(crate) fn write(image: &mut [u8], event: &Event, takes: &mut dyn FnMut(usize) -> bool) {
     let Event::Write { offset, data } = event else { return };
     for (index, sector) in data.chunks(SECTOR).enumerate() {
         if takes(index) {
@@ -140,7 +140,7 @@ fn all() -> bool {
 }
 
 /// About `count` of them, evenly.
-fn sample(points: Vec<Point>, count: usize) -> Vec<Point> {
+pub(crate) fn sample(points: Vec<Point>, count: usize) -> Vec<Point> {
     let step = if all() { 1 } else { points.len().div_ceil(count).max(1) };
     points.into_iter().step_by(step).collect()
 }
