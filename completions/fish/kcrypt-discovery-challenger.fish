@@ -46,8 +46,9 @@ complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_u
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l device -d 'the partition, instead of the one that has the label' -r -F
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l recovery-key -d 'make a recovery key as well, and print it this once'
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l recovery-key -d 'make a recovery key as well, and print it this once, on a terminal with a QR code'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l new -d 'drop what is on the partition and make a new file system'
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l dry-run -d 'say what would be done with each partition, and change nothing'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand doctor" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
