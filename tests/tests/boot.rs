@@ -40,7 +40,8 @@ fn offline() -> Result<()> {
 #[test]
 fn online_automatic() -> Result<()> {
     let mut kms = Kms::new("automatic")?;
-    let machine = Machine::new("automatic", &CloudConfig::online(&kms.url()), Persistent::Plain)?;
+    let config = CloudConfig::online(&kms.url()).protocol("v1");
+    let machine = Machine::new("automatic", &config, Persistent::Plain)?;
     kms.put_volume(&Volume {
         name: "machine-a",
         tpm_hash: machine.tpm.pubhash(),
@@ -73,7 +74,10 @@ fn online_static() -> Result<()> {
         &[PASSPHRASE],
     )?;
     assert_eq!((boot.outcome(), boot.timeline.mode), (Outcome::Unlocked, Mode::Online));
-    kms.wait_for(&format!("endpoint=getPass .*result=granted .*{}", machine.tpm.pubhash()))?;
+    kms.wait_for(&format!(
+        "endpoint=tpm-attestation .*result=granted .*{}",
+        machine.tpm.pubhash()
+    ))?;
     assert!(!kms.log()?.contains(PASSPHRASE), "the server's log has the passphrase");
     Ok(())
 }

@@ -278,6 +278,10 @@ fn each_row_of_the_decision_table() {
     let mine = || secret("mine", "  pass: found\n");
     let all_hex = quoted(&soft.pcrs);
     let unknown: &'static str = format!("Attestation verification failed: no volume found with data from request and hash: {pubhash}").leak();
+    let no_secret: &'static str = format!(
+        "Attestation verification failed: No secret found for {pubhash} and COS_PERSISTENT"
+    )
+    .leak();
     let case = |name, manifests: String, expected, then| Case {
         name,
         manifests,
@@ -332,7 +336,7 @@ fn each_row_of_the_decision_table() {
             assert_eq!(pcrs_of(learned(all)), empty(&MACHINE.soft.pcrs));
             assert_eq!(learned(all).ek_public_key.as_deref(), Some(MACHINE.soft.ek_pem().as_str()));
         })) },
-        Case { init: BOOT, ..case("c, without a Secret, only released", MACHINE.volume("node", ""), Error(unknown), None) },
+        Case { init: BOOT, ..case("c, without a Secret, only released", MACHINE.volume("node", ""), Error(no_secret), None) },
         case("c, the named Secret is not there", MACHINE.volume_of("node", named, ""), Error("Attestation verification failed: retrieving secret: secrets \"mine\" not found"), None),
         case("c, its default name is shared", MACHINE.volume_of("node", "  - {label: a-X}\n", "") + &STRANGER.volume_of("node-a", "  - {label: X}\n", ""), New, Some(|all| {
             assert_eq!(reference(all, "a-X"), format!("node-a-x-{}", &MACHINE.pubhash.as_str()[..16]));

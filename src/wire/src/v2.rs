@@ -36,8 +36,9 @@ pub struct Init {
     /// This client decrypts what it sealed for generation 1. Ours, not upstream's.
     pub accepts_sealed: bool,
     /// This is a boot, not an installation: nothing is to be created. Where Go's server, which ignores this key, makes a
-    /// new volume, partition or Secret (§7.4, rows a, c′, d, and c without a Secret), ours refuses the machine as unknown
-    /// ([`text::unknown`]): a passphrase made now would be another one than the disk's. PCRs are learned all the same.
+    /// new volume, partition or Secret (§7.4, rows a, c′, d, and c without a Secret), ours refuses: a passphrase made now
+    /// would be another one than the disk's. The machine or partition is unknown ([`text::unknown`]), or has no Secret yet
+    /// ([`crate::v1::text::no_secret`]). PCRs are learned all the same.
     /// Ours, not upstream's.
     pub release_only: bool,
 }

@@ -24,6 +24,7 @@ use latchkey_wire::{
     },
     pem,
     pubhash::Pubhash,
+    v1::text as v1_text,
     v2::text,
 };
 use zeroize::Zeroizing;
@@ -324,7 +325,7 @@ impl<'a> Case<'a> {
             let why = "no SealedVolume has this TPM hash, but a file that cannot be read may; mend it first";
             return Err(No::Failed(why.to_owned()));
         }
-        self.must_not_only_release("no SealedVolume has this TPM hash")?;
+        self.must_not_only_release(text::unknown, "no SealedVolume has this TPM hash")?;
         let label = self.new_label("initial enrollment: creating TOFU secret")?;
         let namespace = self.surroundings.namespace;
         let mut free = None;
@@ -374,7 +375,7 @@ impl<'a> Case<'a> {
 
     /// Rows c′ and d.
     fn new_partition(&mut self, volume: &SealedVolume, row: Row) -> Result<Release, No> {
-        self.must_not_only_release("none of the machine's partitions is this one")?;
+        self.must_not_only_release(text::unknown, "none of the machine's partitions is this one")?;
         let label = self.new_label("adding new partition")?;
         let (name, secret) = self.free_name(volume, &label)?;
         let partition = self.partition(&label, &name);
@@ -397,7 +398,11 @@ impl<'a> Case<'a> {
         let passphrase = match self.stored(found)? {
             Some(secret) => self.released(secret, partition)?,
             None if is_unnamed(partition) => {
-                self.must_not_only_release("the partition has no Secret yet")?;
+                let label = &partition.label;
+                self.must_not_only_release(
+                    |pubhash| v1_text::no_secret(pubhash, label),
+                    "the partition has no Secret yet",
+                )?;
                 let label = if partition.label.is_empty() {
                     self.new_label("adding new partition")?
                 } else {
@@ -464,10 +469,14 @@ impl<'a> Case<'a> {
         pem::encode(pem::PUBLIC_KEY, &self.machine.ek.spki())
     }
 
-    fn must_not_only_release(&self, why: &str) -> Result<(), No> {
+    fn must_not_only_release(
+        &self,
+        answer: impl FnOnce(&Pubhash) -> String,
+        why: &str,
+    ) -> Result<(), No> {
         if self.machine.release_only {
             return Err(No::refused(
-                text::unknown(self.pubhash),
+                answer(self.pubhash),
                 format!("{why}, and the machine boots: nothing is made for it"),
             ));
         }
