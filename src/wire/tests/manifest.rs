@@ -324,3 +324,14 @@ fn generation_2_makes_these_names() {
         "187c624e06113ed470275dd1ab94f595d41aeae89e8fcf740bb1a3b0b62c691c".parse().unwrap();
     assert_eq!(manifest::tofu_volume_name(&pubhash), "tofu-187c624e");
 }
+
+#[test]
+fn pcrs_may_be_written_as_kubectl_takes_them() {
+    let text = "apiVersion: keyserver.kairos.io/v1alpha1\nkind: SealedVolume\nmetadata: {name: a}\nspec:\n  TPMHash: 7441c78f1976fb23e6a5c68f0be35be8375b135dcb36fb03cecc60f39c7660bd\n  attestation:\n    pcrValues:\n      pcrs: {0: \"00ff\", \"7\": \"\", 11: null, 8: }\n";
+    let read = manifest::parse(text).unwrap();
+    let attestation = read.volumes[0].spec.attestation.clone().unwrap();
+    let pcrs = attestation.pcr_values.unwrap().pcrs.unwrap();
+    let shown: Vec<_> =
+        pcrs.iter().map(|(index, value)| (index.as_str(), value.as_str())).collect();
+    assert_eq!(shown, [("0", "00ff"), ("11", ""), ("7", ""), ("8", "")]);
+}

@@ -195,3 +195,79 @@ fn what_cannot_be_changed_safely_is_refused() {
     assert!(manifest::remove(&flow_list, &object).is_err());
     assert!(manifest::remove("apiVersion: v1\nkind: [\n", &object).is_err());
 }
+
+/// A volume that has learned already, with comments and fields of another version everywhere: only what changes does.
+#[test]
+fn as_few_lines_as_possible_are_exchanged() {
+    let text = format!(
+        "apiVersion: keyserver.kairos.io/v1alpha1\nkind: SealedVolume\nmetadata:\n  name: node\nspec:\n  TPMHash: {HASH}\n  partitions: # two\n  - label: COS_OEM # first\n    secret:\n      name: a # its\n      rotation: 5\n\n  # the second\n  - label: COS_PERSISTENT\n  attestation: # learned\n    ekPublicKey: \"\" # soon\n    policy: strict\n    pcrValues:\n      # firmware\n      pcrs:\n        \"0\": \"\" # later\n        '7': ab # secure boot\n        11: cd\n      bank: sha256\n    lastVerifiedAt: \"2020-01-01T00:00:00Z\"\n  quarantined: false # see ticket 5\nstatus: {{}}\n"
+    );
+    let volume = volume(&text, "node");
+    let change = |change: &dyn Fn(&mut SealedVolume)| {
+        let mut wanted = volume.clone();
+        change(&mut wanted);
+        manifest::replace_volume(&text, &wanted).unwrap()
+    };
+    let attestation = |change: &dyn Fn(&mut Attestation)| {
+        let mut attestation = volume.spec.attestation.clone().unwrap();
+        change(&mut attestation);
+        Some(attestation)
+    };
+    let pcr = |index: &str, value: &str| {
+        attestation(&|attestation| {
+            let pcrs = attestation.pcr_values.as_mut().unwrap().pcrs.as_mut().unwrap();
+            pcrs.insert(index.to_owned(), value.to_owned());
+        })
+    };
+    for (changed, gone) in [
+        (
+            change(&|volume| volume.spec.quarantined = true),
+            vec!["  quarantined: false # see ticket 5"],
+        ),
+        (
+            change(&|volume| volume.spec.attestation = pcr("7", "")),
+            vec!["        '7': ab # secure boot"],
+        ),
+        (
+            change(&|volume| volume.spec.attestation = pcr("0", "ef")),
+            vec!["        \"0\": \"\" # later"],
+        ),
+        (change(&|volume| volume.spec.attestation = pcr("11", "")), vec!["        11: cd"]),
+        (change(&|volume| volume.spec.attestation = pcr("8", "ef")), vec![]),
+        (
+            change(&|volume| {
+                volume.spec.attestation = attestation(&|attestation| {
+                    attestation.ek_public_key = Some(PEM.to_owned());
+                });
+            }),
+            vec!["    ekPublicKey: \"\" # soon"],
+        ),
+        (
+            change(&|volume| {
+                volume.spec.attestation = attestation(&|attestation| {
+                    attestation.last_verified_at = None;
+                });
+            }),
+            vec!["    lastVerifiedAt: \"2020-01-01T00:00:00Z\""],
+        ),
+        (
+            change(&|volume| {
+                volume
+                    .spec
+                    .partitions
+                    .push(Partition { label: "DATA".to_owned(), ..Partition::default() });
+            }),
+            vec![],
+        ),
+    ] {
+        assert_eq!(lost(&text, &changed), gone, "{}", *changed);
+    }
+    // In flow style the comments go; what is not known here stays.
+    let flow = format!(
+        "apiVersion: keyserver.kairos.io/v1alpha1\nkind: SealedVolume\nmetadata: {{name: node}}\nspec: {{TPMHash: {HASH}, attestation: {{policy: strict, pcrValues: {{pcrs: {{\"7\": ab}}}}}}}}\n"
+    );
+    let mut wanted = self::volume(&flow, "node");
+    wanted.spec.attestation = pcr("7", "cd");
+    let changed = manifest::replace_volume(&flow, &wanted).unwrap();
+    assert!(changed.contains("policy: strict"), "{}", *changed);
+}

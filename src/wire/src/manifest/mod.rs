@@ -164,7 +164,7 @@ pub struct Attestation {
 #[serde(default)]
 pub struct PcrValues {
     /// Keys are decimal indices.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "by_index", skip_serializing_if = "Option::is_none")]
     pub pcrs: Option<BTreeMap<String, String>>,
 }
 
@@ -310,6 +310,47 @@ fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error>
         }
     }
     deserializer.deserialize_any(Boolean)
+}
+
+/// Values by PCR index. As `kubectl` does, an index is taken without quotes too, and no value for an empty one.
+fn by_index<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    #[derive(PartialEq, Eq, PartialOrd, Ord)]
+    struct Index(String);
+
+    impl<'de> Deserialize<'de> for Index {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_any(IndexVisitor)
+        }
+    }
+
+    struct IndexVisitor;
+
+    impl Visitor<'_> for IndexVisitor {
+        type Value = Index;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the index of a PCR")
+        }
+
+        fn visit_str<E>(self, value: &str) -> Result<Index, E> {
+            Ok(Index(value.to_owned()))
+        }
+
+        fn visit_u64<E>(self, value: u64) -> Result<Index, E> {
+            Ok(Index(value.to_string()))
+        }
+
+        fn visit_i64<E>(self, value: i64) -> Result<Index, E> {
+            Ok(Index(value.to_string()))
+        }
+    }
+
+    let values = Option::<BTreeMap<Index, Option<String>>>::deserialize(deserializer)?;
+    Ok(values.map(|values| {
+        values.into_iter().map(|(index, value)| (index.0, value.unwrap_or_default())).collect()
+    }))
 }
 
 /// `null` is the zero value, as in Kubernetes.
