@@ -16,7 +16,7 @@ RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-s
 -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 -Cllvm-args=-sanitizer-coverage-pc-table" \
     CARGO_TARGET_DIR="$out/build" \
-    "${CARGO:-cargo}" build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target "$host"
+    "${CARGO:-cargo}" build --quiet --release --manifest-path fuzz/Cargo.toml --target "$host"
 programs=$out/build/$host/release
 "${CARGO:-cargo}" run --quiet --locked -p latchkey-fuzz-targets --bin seeds "$out/corpus"
 
@@ -27,9 +27,11 @@ status=0
 for target; do
     mkdir -p "$out/artifacts/$target" "$out/corpus/$target" "fuzz/regressions/$target"
     log=$out/$target.log
+    dictionary=
+    [ ! -e "fuzz/dictionaries/$target.dict" ] || dictionary=-dict=fuzz/dictionaries/$target.dict
     # No leak check: it is the sanitizer's. A message is at most 64 KiB, a file may be longer, and says nothing new.
     if "$programs/$target" "$out/corpus/$target" "fuzz/regressions/$target" -max_total_time="$seconds" -max_len=8192 \
-        -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$out/artifacts/$target/" > "$log" 2>&1
+        -timeout=10 ${dictionary:+"$dictionary"} -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$out/artifacts/$target/" > "$log" 2>&1
     then
         runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
         covered=$(sed -n 's/.*cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)

@@ -1,5 +1,6 @@
 //! Files and headers on disks: manifests, LUKS2 metadata, what is left in /run/latchkey.
 
+use kcrypt_discovery_challenger::disk::{self, Content};
 use kcrypt_discovery_challenger::token;
 use latchkey_wire::identity::Identity;
 use latchkey_wire::manifest::{self, Manifests};
@@ -29,6 +30,23 @@ pub(crate) fn manifest(data: &[u8]) {
         let again = manifest::parse(&changed).unwrap();
         assert_eq!(again.volumes, manifests.volumes);
         assert_eq!(again.secrets, manifests.secrets);
+    }
+}
+
+/// The first bytes of any device that is plugged in. What is shown of them cannot steer a console.
+pub(crate) fn disk(data: &[u8]) {
+    // Magic numbers stand far apart: the first byte says before which of them the rest comes.
+    const PLACES: [usize; 6] = [0, 512, 1024, 0x8000, 0x1_0000, 54];
+    let (which, rest) = data.split_first().unwrap_or((&0, &[]));
+    let place = PLACES.get(usize::from(*which)).copied().unwrap_or_default();
+    let head = [vec![0; place], rest.to_vec()].concat();
+    let labels = match disk::parse_content(&head) {
+        Content::Luks2 { label, uuid } => vec![label, uuid],
+        Content::Ext { label } | Content::Plain { label, .. } => vec![label],
+        Content::Luks1 | Content::Other => vec![],
+    };
+    for label in labels {
+        assert!(label.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '), "{label:?}");
     }
 }
 

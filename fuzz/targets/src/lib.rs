@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "v1_token", run: messages::v1_token },
     Target { name: "v1_message", run: messages::v1_message },
     Target { name: "v2_message", run: messages::v2_message },
@@ -36,6 +36,7 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "cloud_config", run: configuration::cloud_config },
     Target { name: "cmdline", run: configuration::cmdline },
     Target { name: "manifest", run: files::manifest },
+    Target { name: "disk", run: files::disk },
     Target { name: "luks_token", run: files::luks_token },
     Target { name: "identity", run: files::identity },
     Target { name: "timeline", run: files::timeline },

@@ -120,6 +120,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         ],
         "cmdline" => vec![CMDLINE.to_owned(), "root=LABEL=COS_ACTIVE kcrypt.nv_index=1".to_owned()],
         "manifest" => vec![MANIFESTS.to_owned()],
+        "disk" => return disks(),
         "luks_token" => vec![LUKS.to_owned()],
         "identity" => vec![
             json!({"version": 1, "network": "fleet", "private_key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEA=", "volume": "85c39d0f-4867-5227-8334-f5eec606d9eb"}).to_string(),
@@ -154,6 +155,24 @@ fn structures(vectors: &Value, quotes: &[&str]) -> Vec<Vec<u8>> {
     let part = |key: &str| STANDARD.decode(text(&challenge[key])).unwrap();
     structures.push([part("Credential"), part("Secret")].concat());
     structures
+}
+
+/// Of each kind of content the first bytes, after the number of the place where they are.
+fn disks() -> Vec<Vec<u8>> {
+    let padded = |parts: &[(usize, &[u8])]| {
+        let mut bytes = vec![0; parts.iter().map(|(at, part)| at + part.len()).max().unwrap_or(0)];
+        for (at, part) in parts {
+            bytes[*at..*at + part.len()].copy_from_slice(part);
+        }
+        bytes
+    };
+    let uuid = b"85c39d0f-4867-5227-8334-f5eec606d9eb\0\0\0\0";
+    let luks = padded(&[(1, b"LUKS\xba\xbe\0\x02"), (25, b"COS_PERSISTENT"), (169, uuid)]);
+    let ext =
+        padded(&[(0, b"\x02"), (1 + 56, b"\x53\xef"), (1 + 120, b"COS_OEM\x1b[2J\0\0\0\0\0")]);
+    let iso = padded(&[(0, b"\x03"), (2, b"CD001"), (1 + 0x28, &[b'x'; 32])]);
+    let xfs = padded(&[(1, b"XFSB"), (109, b"COS_PERSISTE")]);
+    vec![luks, ext, iso, xfs]
 }
 
 /// An address, an alias of it with a compressed name, and what an mDNS responder says of a service.

@@ -230,7 +230,9 @@ pub fn read_content(device: &Path) -> io::Result<Content> {
     Ok(if head.len() < 4096 { Content::Other } else { parse_content(&head) })
 }
 
-fn parse_content(head: &[u8]) -> Content {
+/// What the first bytes of a device say.
+#[must_use]
+pub fn parse_content(head: &[u8]) -> Content {
     const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
     const EXT_MAGIC: &[u8] = &[0x53, 0xef];
     let at = |from: usize, length: usize| head.get(from..from + length).unwrap_or_default();
