@@ -40,19 +40,17 @@ complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_n
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_needs_command" -f -a "discovery.password" -d 'kcrypt\'s plugin: an event on stdin, the answer on stdout'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand unlock" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand unlock" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand unlock" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand unlock" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l device -d 'the partition, instead of the one that has the label' -r -F
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l recovery-key -d 'make a recovery key as well, and print it this once, on a terminal with a QR code'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l new -d 'drop what is on the partition and make a new file system'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l dry-run -d 'say what would be done with each partition, and change nothing'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand encrypt" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand doctor" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand doctor" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand doctor" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand doctor" -l unlock-test -d 'also get each volume\'s passphrase as a boot does, and try it; nothing is mapped'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand doctor" -l json -d 'as JSON'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand doctor" -l debug -d 'say every step'
@@ -60,41 +58,40 @@ complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_u
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l partition-label -d 'the volume\'s label' -r -f
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l partition-name -d 'its kernel name (sda3), for a server that goes by it' -r -f
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l partition-uuid -d 'its partition UUID, likewise' -r -f
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l attempts -d 'give up after so many attempts (default 30), or at the configured deadline, whichever is first' -r -f
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l attempts -d 'give up after so many attempts at a server; in any case at the configured deadline (default: at that alone)' -r -f
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l challenger-server -d 'key server, instead of the configured ones; may be repeated' -r -f
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l certificate -d 'PEM certificates to trust beside the system\'s: a file, or the PEM text itself' -r -F
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l mdns -d 'find the server\'s .local name by multicast DNS'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand get" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand info" -l pcrs -d 'show these PCRs of the SHA-256 bank (default 0,7,11)' -r -f
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand info" -l nv-index -d 'NV index of the sealed passphrase (default: as configured, or 0x1500000)' -r -f
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand info" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand info" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand info" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand info" -l json -d 'as JSON'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand info" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand checknv" -l nv-index -d 'NV index of the sealed passphrase (default: as configured, or 0x1500000)' -r -f
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand checknv" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand checknv" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand checknv" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand checknv" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand checknv" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand readnv" -l nv-index -d 'NV index of the sealed passphrase (default: as configured, or 0x1500000)' -r -f
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand readnv" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand readnv" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand readnv" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand readnv" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand readnv" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l nv-index -d 'NV index of the sealed passphrase (default: as configured, or 0x1500000)' -r -f
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l keys -d 'also the keys that kcrypt keeps in the TPM (EK, SRK, c_index); they are made again when needed'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l force -d 'also what is not as kcrypt makes it: it may belong to another program'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l i-know-what-i-am-doing -d 'do not ask'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand discovery.password" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand discovery.password" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand discovery.password" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand discovery.password" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand help; and not __fish_seen_subcommand_from unlock encrypt doctor get info checknv readnv cleanup discovery.password help" -f -a "unlock" -d 'open the configured volumes; what the initramfs calls'

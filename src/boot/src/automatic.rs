@@ -65,7 +65,11 @@ impl Plan {
     fn of(config: &Config, began: Instant) -> Self {
         Self {
             labels: labels(config),
-            deadline: Deadline { at: began + config.deadline, seconds: config.deadline.as_secs() },
+            deadline: Deadline {
+                at: began + config.deadline,
+                seconds: config.deadline.as_secs(),
+                attempts: None,
+            },
             mode: mode(config),
             mapper: config.mapper,
             mesh: config.mesh.clone(),
@@ -290,7 +294,7 @@ mod tests {
     #[test]
     fn a_turn_that_is_over_is_no_failure_before_the_deadline() {
         let far = Deadline::after(Duration::from_secs(600));
-        let gone = Deadline { at: Instant::now(), seconds: 600 };
+        let gone = Deadline { at: Instant::now(), ..far };
         let missing = || missing("X", &[]);
         assert!(matches!(passing(missing(), far), Ok(BootError::VolumeMissing { .. })));
         assert!(matches!(passing(missing(), gone), Err(BootError::Deadline { seconds: 600, .. })));

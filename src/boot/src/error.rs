@@ -30,6 +30,9 @@ pub enum BootError {
     #[error("the deadline of {seconds} s passed; last: {last}")]
     Deadline { seconds: u64, last: Box<BootError> },
 
+    #[error("gave up after {attempts} attempts; last: {last}")]
+    Attempts { attempts: u32, last: Box<BootError> },
+
     #[error("the TPM or the name server had not answered by then")]
     Unfinished,
 
@@ -126,7 +129,7 @@ impl BootError {
             Self::Tpm(error) => tpm_exit_code(error),
             Self::NotInstalled(_) => 31,
             Self::Unfinished => 21,
-            Self::Deadline { last, .. } => match **last {
+            Self::Deadline { last, .. } | Self::Attempts { last, .. } => match **last {
                 Self::VolumeMissing { .. } => 40,
                 Self::Tpm(ref error) => tpm_exit_code(error),
                 Self::Exchange(ref error) => exchange_exit_code(error),

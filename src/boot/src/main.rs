@@ -10,10 +10,11 @@ use kcrypt_discovery_challenger::clock::Steps;
 use kcrypt_discovery_challenger::exchange::Partition;
 use kcrypt_discovery_challenger::info::{DEFAULT_PCRS, Info};
 use kcrypt_discovery_challenger::nv::Nv;
+use kcrypt_discovery_challenger::passphrase::Deadline;
 use kcrypt_discovery_challenger::{
     BootError, cleanup, doctor, encrypt, install, logging, oem, plugin, unlock,
 };
-use latchkey_config::Challenger;
+use latchkey_config::{Challenger, Config};
 use latchkey_tpm::Tpm;
 
 /// The TPM's driver is loaded by now, or never.
@@ -177,12 +178,56 @@ fn print_passphrase(invocation: &Invocation) -> Result<(), BootError> {
             "get needs --partition-label, --partition-name or --partition-uuid".into(),
         ));
     }
-    let config = oem::load(&directories(invocation), oem::PATIENCE)?;
+    let attempts = attempts(invocation)?;
+    let config = get_configuration(invocation)?;
     let steps = Steps::default();
     let passphrase = unlock::with_source(&config, &steps, |source, deadline| {
-        source.release(&partition, deadline, &steps)
+        source.release(&partition, Deadline { attempts, ..deadline }, &steps)
     })?;
     write_out(&passphrase)
+}
+
+fn attempts(invocation: &Invocation) -> Result<Option<u32>, BootError> {
+    let wrong =
+        || BootError::Usage(format!("--{}: a number from 1 on is wanted", table::ATTEMPTS.long));
+    let text = invocation.text(&table::ATTEMPTS)?;
+    let number = text.map(|text| text.parse().ok().filter(|number| *number > 0).ok_or_else(wrong));
+    number.transpose()
+}
+
+/// The configuration, and over it what was given. Whoever names a server needs no configuration.
+fn get_configuration(invocation: &Invocation) -> Result<Config, BootError> {
+    let servers = invocation.texts(&table::CHALLENGER_SERVER)?;
+    let directories = directories(invocation);
+    let mut config = if servers.is_empty() {
+        oem::load(&directories, oem::PATIENCE)?
+    } else {
+        oem::load_mounted(&directories)?
+    };
+    let challenger = &mut config.challenger;
+    if !servers.is_empty() {
+        challenger.servers = servers;
+        challenger.mdns = false;
+    }
+    challenger.mdns |= invocation.has(&table::MDNS);
+    if let Some(certificate) = invocation.text(&table::CERTIFICATE)? {
+        challenger.certificate = Some(pem(certificate)?);
+    }
+    if let Some(device) = invocation.text(&table::TPM_DEVICE)? {
+        challenger.tpm_device = Some(device);
+    }
+    Ok(config)
+}
+
+/// PEM text, or what is in the file.
+fn pem(text_or_path: String) -> Result<String, BootError> {
+    if text_or_path.contains("-----BEGIN ") {
+        return Ok(text_or_path);
+    }
+    let error = |error| {
+        BootError::Setting(format!("--{} {text_or_path}: {error}", table::CERTIFICATE.long))
+    };
+    std::fs::read_to_string(&text_or_path).map_err(error)
 }
 
 fn encrypt_partitions(invocation: &Invocation) -> Result<(), BootError> {

@@ -191,18 +191,20 @@ fn is_live_system() -> bool {
 pub struct Deadline {
     pub at: Instant,
     pub seconds: u64,
+    /// Attempts at a server before that.
+    pub attempts: Option<u32>,
 }
 
 impl Deadline {
     #[must_use]
     pub fn after(patience: Duration) -> Self {
-        Self { at: Instant::now() + patience, seconds: patience.as_secs() }
+        Self { at: Instant::now() + patience, seconds: patience.as_secs(), attempts: None }
     }
 
     /// At most `patience` from now, told as this deadline.
     #[must_use]
     pub fn within(self, patience: Duration) -> Self {
-        Self { at: self.at.min(Instant::now() + patience), seconds: self.seconds }
+        Self { at: self.at.min(Instant::now() + patience), ..self }
     }
 
     fn passed(self) -> bool {

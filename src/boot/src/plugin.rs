@@ -44,7 +44,10 @@ fn passphrase(directories: &[PathBuf]) -> Result<Passphrase, BootError> {
     let query = read_query()?;
     let mut config = oem::load(directories, oem::PATIENCE)?;
     let server = query.server.clone().or_else(|| std::env::var(SERVER_VARIABLE).ok());
-    if let Some(server) = server.filter(|server| !server.is_empty()) {
+    // The caller knows one server. Where several are configured and it is one of them, the others still count.
+    if let Some(server) = server.filter(|server| !server.is_empty())
+        && !config.challenger.servers.contains(&server)
+    {
         config.challenger.servers = vec![server];
     }
     config.challenger.mdns |= query.mdns;

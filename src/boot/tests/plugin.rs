@@ -1,6 +1,6 @@
 //! kcrypt's plugin contract: one event on stdin, one JSON object on stdout, exit code 0.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 #[allow(unreachable_pub)]
 mod common;
@@ -69,6 +69,30 @@ fn the_environment_and_the_payload_may_name_the_server() {
     let mut data = nested("crypto_LUKS");
     data["challenger_server"] = json!(server);
     assert_eq!(ask(&machine, &event(&data), &[])["data"], "elsewhere");
+}
+
+/// Kairos knows one server; a second one that only we read is not forgotten for it.
+#[test]
+fn a_server_that_is_one_of_the_configured_ones_leaves_the_others_in_place() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let good = serve(vec![answering(r#"{"passphrase":"from the second"}"#)]);
+    machine.configure(&format!("challenger_server: ['http://127.0.0.1:9', 'http://{good}']"));
+    let mut data = nested("crypto_LUKS");
+    data["challenger_server"] = json!("http://127.0.0.1:9");
+    assert_eq!(ask(&machine, &event(&data), &[])["data"], "from the second");
+    data["challenger_server"] = json!("http://127.0.0.1:10");
+    let answer = ask(&machine, &event(&data), &[]);
+    assert!(answer["error"].as_str().unwrap().contains("127.0.0.1:10"), "{answer}");
+}
+
+#[test]
+fn the_payload_may_ask_for_multicast_dns() {
+    let machine = Machine::new(SoftTpm::fresh());
+    machine.configure("challenger_server: http://127.0.0.1:9");
+    let mut data = nested("crypto_LUKS");
+    data["mdns"] = json!(true);
+    let answer = ask(&machine, &event(&data), &[]);
+    assert!(answer["error"].as_str().unwrap().contains(".local"), "{answer}");
 }
 
 #[test]

@@ -181,6 +181,12 @@ impl Invocation {
     }
 
     fn complete(self) -> Result<Self, BootError> {
+        // What stood before the verb may be none of its own.
+        if let Some((stray, _)) =
+            self.given.iter().find(|(given, _)| self.known(|flag| flag == *given).is_none())
+        {
+            return Err(self.unknown(&format!("--{}", stray.long)));
+        }
         let wanted = self.verb.operand.as_ref().filter(|operand| operand.number == Number::One);
         if let Some(operand) = wanted
             && self.operands.is_empty()

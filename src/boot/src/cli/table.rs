@@ -13,7 +13,7 @@ pub const PUBHASH: Verb = Verb {
     detail: "The pubhash is the machine's name for a key server (`TPMHash` of its SealedVolume): SHA-256 of the TPM's endorsement \
              key.",
     operand: None,
-    flags: &[],
+    flags: &[&TPM_DEVICE],
 };
 
 /// Everything the program does by a verb, in the order in which it is shown.
@@ -21,7 +21,7 @@ pub const VERBS: [&Verb; 9] =
     [&UNLOCK, &ENCRYPT, &DOCTOR, &GET, &INFO, &CHECKNV, &READNV, &CLEANUP, &DISCOVERY];
 
 /// Options that go with every verb and may stand before it.
-pub const GLOBAL: [&Flag; 5] = [&DEBUG, &CONFIG, &TPM_DEVICE, &HELP, &VERSION];
+pub const GLOBAL: [&Flag; 4] = [&DEBUG, &CONFIG, &HELP, &VERSION];
 
 const UNLOCK: Verb = Verb {
     command: Command::Unlock,
@@ -63,6 +63,7 @@ const GET: Verb = Verb {
         &CHALLENGER_SERVER,
         &MDNS,
         &CERTIFICATE,
+        &TPM_DEVICE,
     ],
 };
 
@@ -73,7 +74,7 @@ const INFO: Verb = Verb {
     detail: "Changes nothing in the TPM. The pubhash is worked out both ways that kcrypt knows, from the EK certificate and from \
              the default template; where they differ, other programs may name this machine differently.",
     operand: None,
-    flags: &[&PCRS, &NV_INDEX, &JSON],
+    flags: &[&PCRS, &NV_INDEX, &TPM_DEVICE, &JSON],
 };
 
 const CHECKNV: Verb = Verb {
@@ -82,7 +83,7 @@ const CHECKNV: Verb = Verb {
     about: "check that the TPM holds a passphrase of offline mode and releases it",
     detail: "Prints what it found, never the passphrase. Exit code 0: it is there and can be decrypted; 31: there is none.",
     operand: None,
-    flags: &[&NV_INDEX],
+    flags: &[&NV_INDEX, &TPM_DEVICE],
 };
 
 const READNV: Verb = Verb {
@@ -91,7 +92,7 @@ const READNV: Verb = Verb {
     about: "print the passphrase of offline mode, without a newline",
     detail: "The passphrase that `unlock` uses where there is no key server. It never leaves the TPM's bus in clear.",
     operand: None,
-    flags: &[&NV_INDEX],
+    flags: &[&NV_INDEX, &TPM_DEVICE],
 };
 
 const CLEANUP: Verb = Verb {
@@ -101,7 +102,7 @@ const CLEANUP: Verb = Verb {
     detail: "Lists what it would remove and which LUKS volumes are there, then asks: only `yes` goes on. What is not as kcrypt \
              makes it is refused.",
     operand: None,
-    flags: &[&NV_INDEX, &KEYS, &FORCE, &SURE],
+    flags: &[&NV_INDEX, &TPM_DEVICE, &KEYS, &FORCE, &SURE],
 };
 
 const DOCTOR: Verb = Verb {
@@ -113,7 +114,7 @@ const DOCTOR: Verb = Verb {
              shell and in the running system.\n\nNothing is made or enrolled: a key server is asked for a WebSocket and nothing is said \
              on it. The exit code is that of the first failure.",
     operand: None,
-    flags: &[&UNLOCK_TEST, &JSON],
+    flags: &[&UNLOCK_TEST, &TPM_DEVICE, &JSON],
 };
 
 const DISCOVERY: Verb = Verb {
@@ -171,7 +172,7 @@ pub const PARTITION_UUID: Flag = option("partition-uuid", "UUID", "its partition
 pub const ATTEMPTS: Flag = option(
     "attempts",
     "N",
-    "give up after so many attempts (default 30), or at the configured deadline, whichever is first",
+    "give up after so many attempts at a server; in any case at the configured deadline (default: at that alone)",
 );
 pub const CHALLENGER_SERVER: Flag =
     list("challenger-server", "URL", "key server, instead of the configured ones; may be repeated");

@@ -19,6 +19,8 @@ fn options_for_all_stand_anywhere_those_of_a_verb_behind_it() {
     assert!(read.has(&table::JSON) && !read.has(&table::DEBUG));
     assert_eq!(read.values(&table::CONFIG).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(read.text(&table::PCRS).unwrap().as_deref(), Some("1"));
+    let device = parse(&["--tpm-device", "x", "info"]).unwrap();
+    assert_eq!(device.text(&table::TPM_DEVICE).unwrap().as_deref(), Some("x"));
     let labels = parse(&["encrypt", "COS_OEM", "--new", "COS_PERSISTENT"]).unwrap();
     assert_eq!(labels.operands, ["COS_OEM", "COS_PERSISTENT"]);
 }
@@ -29,6 +31,7 @@ fn what_is_not_in_the_table_is_refused_and_says_where_it_belongs() {
         (&["cleanp"][..], "no such command: cleanp. There are unlock, "),
         (&["--json", "info"], "--json is unknown without a command; it goes with doctor, info"),
         (&["info", "--new"], "--new is unknown to info; it goes with encrypt"),
+        (&["--tpm-device", "x", "unlock"], "--tpm-device is unknown to unlock; it goes with "),
         (&["info", "more"], "more is unknown to info"),
         (&["unlock", "-x"], "-x is unknown to unlock"),
         (&["info", "--pcrs"], "missing argument"),

@@ -140,17 +140,20 @@ struct Lane {
     state: State,
     pause: Duration,
     was_tried: bool,
+    attempts: u32,
 }
 
 enum State {
     Due(Instant),
     Running,
     Refused(Refusal),
+    /// Asked as often as it may be.
+    Spent,
 }
 
 impl Lane {
     fn new(start: Instant) -> Self {
-        Self { state: State::Due(start), pause: BACK_OFF.0, was_tried: false }
+        Self { state: State::Due(start), pause: BACK_OFF.0, was_tried: false, attempts: 0 }
     }
 
     fn is_waiting_for_its_first_turn(&self) -> bool {
@@ -184,6 +187,12 @@ impl Race<'_> {
             if let Some(verdict) = self.refusal(now, deadline.at) {
                 return Ok(verdict);
             }
+            if let Some(attempts) = deadline.attempts
+                && self.lanes.iter().all(|lane| matches!(lane.state, State::Spent))
+            {
+                let last = Box::new(self.last.take().unwrap_or(BootError::Unfinished));
+                return Err(BootError::Attempts { attempts, last });
+            }
             if now >= deadline.at && (!self.has_more_to_say() || now >= deadline.at + LAST_WORDS) {
                 return Err(deadline.error(self.last.take().unwrap_or(BootError::Unfinished)));
             }
@@ -198,7 +207,7 @@ impl Race<'_> {
                     log::debug!("{} has answered", self.name(server));
                     return Ok(release.map_or(Verdict::Kept, Verdict::Released));
                 }
-                Ok(event) => self.take(event)?,
+                Ok(event) => self.take(event, deadline.attempts)?,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
@@ -247,7 +256,7 @@ impl Race<'_> {
         Ok(())
     }
 
-    fn take(&mut self, event: Event) -> Result<(), BootError> {
+    fn take(&mut self, event: Event, attempts: Option<u32>) -> Result<(), BootError> {
         match event {
             Event::Connected => self.hold_back(),
             Event::Challenged(challenged) => self.waiting.push_back(challenged),
@@ -263,8 +272,8 @@ impl Race<'_> {
                 match result {
                     Ok(Ok(_)) => {}
                     Ok(Err(refusal)) if !refusal.is_transient() => self.refuse(number, refusal),
-                    Ok(Err(refusal)) => self.try_again(number, refusal.into())?,
-                    Err(error) => self.try_again(number, error.into())?,
+                    Ok(Err(refusal)) => self.try_again(number, refusal.into(), attempts)?,
+                    Err(error) => self.try_again(number, error.into(), attempts)?,
                 }
             }
         }
@@ -279,16 +288,28 @@ impl Race<'_> {
         }
     }
 
-    fn try_again(&mut self, number: usize, error: BootError) -> Result<(), BootError> {
+    fn try_again(
+        &mut self,
+        number: usize,
+        error: BootError,
+        attempts: Option<u32>,
+    ) -> Result<(), BootError> {
         if !error.is_transient() {
             return Err(error);
         }
         if let Some(lane) = self.lanes.get_mut(number) {
+            lane.was_tried = true;
+            lane.attempts = lane.attempts.saturating_add(1);
+            if attempts.is_some_and(|attempts| lane.attempts >= attempts) {
+                log::warn!("{error}");
+                lane.state = State::Spent;
+                self.last = Some(error);
+                return Ok(());
+            }
             let pause = jittered(lane.pause);
             log::warn!("{error}; trying again in {:.1} s", pause.as_secs_f32());
             lane.state = State::Due(Instant::now() + pause);
             lane.pause = (lane.pause * 2).min(BACK_OFF.1);
-            lane.was_tried = true;
         }
         self.last = Some(error);
         Ok(())

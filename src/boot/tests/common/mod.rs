@@ -1,13 +1,7 @@
 //! A machine for tests: a software TPM, a configuration, the program; and a key server that does what
 //! a test tells it, on real sockets.
 
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
