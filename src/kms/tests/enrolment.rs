@@ -304,6 +304,9 @@ fn each_row_of_the_decision_table() {
             assert_eq!(all.secrets.len(), 1);
             assert_eq!(all.volumes[0].spec.partitions[0].secret.as_ref().unwrap().name, all.secrets[0].metadata.name);
         })),
+        Case { init: BOOT, ..case("a, the operator has taken the volume away, and it boots", labelled(&format!("tofu-{}-cos-persistent", &pubhash[..8]), pubhash, "COS_PERSISTENT", "left"), Passphrase("left"), Some(|all| {
+            assert_eq!(pcrs_of(all.volumes[0].spec.attestation.as_ref().unwrap()), shown(&MACHINE.soft.pcrs));
+        })) },
         case("a, the Secret of that name is not labelled", secret(&format!("tofu-{}-cos-persistent", &pubhash[..8]), "  passphrase: found\n"), New, Some(|all| {
             assert_eq!(all.volumes[0].metadata.name, format!("tofu-{}", &MACHINE.pubhash.as_str()[..16]));
         })),

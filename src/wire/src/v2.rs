@@ -35,11 +35,11 @@ pub struct Init {
     pub defer_pcr_enrollment: bool,
     /// This client decrypts what it sealed for generation 1. Ours, not upstream's.
     pub accepts_sealed: bool,
-    /// This is a boot, not an installation: nothing is to be created. Where Go's server, which ignores this key, makes a
-    /// new volume, partition or Secret (§7.4, rows a, c′, d, and c without a Secret), ours refuses: a passphrase made now
-    /// would be another one than the disk's. The machine or partition is unknown ([`text::unknown`]), or has no Secret yet
-    /// ([`crate::v1::text::no_secret`]). PCRs are learned all the same.
-    /// Ours, not upstream's.
+    /// This is a boot, not an installation: no passphrase is to be made, as it would be another one than the disk's. Where
+    /// Go's server, which ignores this key, makes a new Secret (§7.4, rows a, c′, d, and c without one), ours refuses: the
+    /// machine or partition is unknown ([`text::unknown`]), or has no Secret yet ([`crate::v1::text::no_secret`]). A Secret
+    /// that is labelled for this machine and partition is released even without its volume, which an operator has taken away
+    /// so that the machine enrols anew. PCRs are learned all the same. Ours, not upstream's.
     pub release_only: bool,
 }
 

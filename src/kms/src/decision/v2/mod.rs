@@ -14,28 +14,28 @@
 //! * Operators' PCR values are compared in any case, their EK as a key, however its PEM is wrapped.
 //! * Nothing is enrolled while a file that cannot be read mentions the machine.
 
+mod secrets;
+mod state;
+
 use std::collections::BTreeMap;
 
 use latchkey_wire::{
     ek::RsaPublicKey,
     manifest::{
-        self, Attestation, DEFAULT_KEY, Metadata, Partition, PcrValues, SealedVolume,
-        SealedVolumeSpec, Secret, SecretRef,
+        DEFAULT_KEY, Metadata, Partition, SealedVolume, SealedVolumeSpec, Secret, SecretRef,
     },
-    pem,
     pubhash::Pubhash,
     v1::text as v1_text,
     v2::text,
 };
 use zeroize::Zeroizing;
 
-use super::{
-    Owner, PARTITION, TPM_HASH, Target, is_for, is_held_to_pcrs, is_sealed, label_value, owner,
-    same, stored_pcrs, usable, value,
-};
+pub(crate) use self::secrets::NewSecret;
+use self::secrets::{Slot, lowered, volume_names};
+use super::Target;
 use crate::{
     matching::{self, Facts, Found, NotFound},
-    store::{ReadSecret, Snapshot, secret_names},
+    store::Snapshot,
 };
 
 /// What a machine has proved, and what it asks for.
@@ -140,40 +140,6 @@ impl std::fmt::Debug for Passphrase {
     }
 }
 
-/// A Secret that is to be made, but for its passphrase.
-#[derive(Debug)]
-pub(crate) struct NewSecret {
-    metadata: Metadata,
-}
-
-impl NewSecret {
-    /// As upstream makes it (§7.2), with the whole hash and the partition as annotations too.
-    fn new(namespace: &str, name: &str, pubhash: &Pubhash, label: &str) -> Self {
-        let entries = |entries: &[(&str, &str)]| {
-            entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-        };
-        let metadata = Metadata {
-            name: name.to_owned(),
-            namespace: namespace.to_owned(),
-            labels: entries(&[
-                ("app.kubernetes.io/name", "kcrypt-challenger"),
-                ("app.kubernetes.io/component", "encryption-secret"),
-                (TPM_HASH, &manifest::safe_kube_name(pubhash.as_str())),
-                (PARTITION, &label_value(label)),
-                ("kcrypt.kairos.io/managed-by", "kcrypt-challenger"),
-            ]),
-            annotations: entries(&[(TPM_HASH, pubhash.as_str()), (PARTITION, label)]),
-        };
-        Self { metadata }
-    }
-
-    /// The Secret with its passphrase.
-    pub(crate) fn with(self, passphrase: &str) -> Secret {
-        let value = Zeroizing::new(passphrase.as_bytes().to_vec());
-        Secret { metadata: self.metadata, data: BTreeMap::from([(DEFAULT_KEY.to_owned(), value)]) }
-    }
-}
-
 /// A volume as it was decided upon, and as it is to be.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -275,57 +241,12 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The values of the quote as they are compared and stored: all empty if they are not to be learned now (§7.3).
-    fn current_pcrs(&self, volumes: &[&SealedVolume]) -> BTreeMap<String, String> {
-        let defers = self.machine.defers && !volumes.iter().any(|volume| is_held_to_pcrs(volume));
-        let shown = |value: &[u8; 32]| if defers { String::new() } else { hex(value) };
-        self.machine.pcrs.iter().map(|(index, value)| (index.to_string(), shown(value))).collect()
-    }
-
-    /// Whether the machine is the one, in the state, that a volume is held to.
-    fn check(&self, volume: &SealedVolume, current: &BTreeMap<String, String>) -> Result<(), No> {
-        let Some(attestation) = &volume.spec.attestation else { return Ok(()) };
-        let name = &volume.metadata.name;
-        let stored = attestation.ek_public_key.as_deref().unwrap_or_default();
-        if !stored.is_empty() {
-            let why = match RsaPublicKey::from_pem(stored) {
-                Ok(stored) if same(&self.machine.ek.spki(), &stored.spki()) => None,
-                Ok(_) => Some(format!("SealedVolume {name:?} is held to another EK")),
-                Err(error) => {
-                    Some(format!("SealedVolume {name:?}: ekPublicKey cannot be read: {error}"))
-                }
-            };
-            if let Some(why) = why {
-                return Err(No::refused(text::ek_mismatch(), why));
-            }
-        }
-        for (index, wanted) in stored_pcrs(volume).filter(|(_, wanted)| !wanted.is_empty()) {
-            match current.get(index) {
-                None => {
-                    let why = format!(
-                        "SealedVolume {name:?} is held to PCR {index} = {wanted}, which the quote does not have (--pcrs says which it may have)"
-                    );
-                    return Err(No::refused(text::pcr_not_provided(index), why));
-                }
-                Some(got) if !same(got.as_bytes(), wanted.to_ascii_lowercase().as_bytes()) => {
-                    let why = format!(
-                        "SealedVolume {name:?} is held to PCR {index} = {wanted}, the machine has {got}"
-                    );
-                    return Err(No::refused(text::pcr_changed(index), why));
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(())
-    }
-
     /// Row a.
     fn unknown(&mut self) -> Result<Release, No> {
         if self.snapshot.may_know(self.pubhash) {
             let why = "no SealedVolume has this TPM hash, but a file that cannot be read may; mend it first";
             return Err(No::Failed(why.to_owned()));
         }
-        self.must_not_only_release(text::unknown, "no SealedVolume has this TPM hash")?;
         let label = self.new_label("initial enrollment: creating TOFU secret")?;
         let namespace = self.surroundings.namespace;
         let mut free = None;
@@ -340,6 +261,7 @@ impl<'a> Case<'a> {
                 Slot::Taken => {}
             }
         }
+        self.must_not_only_release(text::unknown, "no SealedVolume has this TPM hash")?;
         match free {
             Some(name) => self.enrol(name, &label, None),
             None => Err(No::Failed("all names for the machine's volume are taken".to_owned())),
@@ -375,9 +297,12 @@ impl<'a> Case<'a> {
 
     /// Rows c′ and d.
     fn new_partition(&mut self, volume: &SealedVolume, row: Row) -> Result<Release, No> {
-        self.must_not_only_release(text::unknown, "none of the machine's partitions is this one")?;
         let label = self.new_label("adding new partition")?;
         let (name, secret) = self.free_name(volume, &label)?;
+        if secret.is_none() {
+            let why = "none of the machine's partitions is this one";
+            self.must_not_only_release(text::unknown, why)?;
+        }
         let partition = self.partition(&label, &name);
         let namespace = volume.metadata.namespace();
         self.target(namespace, &volume.metadata.name, &label, &name);
@@ -398,17 +323,16 @@ impl<'a> Case<'a> {
         let passphrase = match self.stored(found)? {
             Some(secret) => self.released(secret, partition)?,
             None if is_unnamed(partition) => {
-                let label = &partition.label;
-                self.must_not_only_release(
-                    |pubhash| v1_text::no_secret(pubhash, label),
-                    "the partition has no Secret yet",
-                )?;
                 let label = if partition.label.is_empty() {
                     self.new_label("adding new partition")?
                 } else {
                     partition.label.clone()
                 };
                 let (name, secret) = self.free_name(volume, &label)?;
+                if secret.is_none() {
+                    let why = "the partition has no Secret yet";
+                    self.must_not_only_release(|hash| v1_text::no_secret(hash, &label), why)?;
+                }
                 let namespace = volume.metadata.namespace();
                 self.target(namespace, &volume.metadata.name, &label, &name);
                 let entry = changed.spec.partitions.iter_mut().find(|other| *other == partition);
@@ -433,42 +357,6 @@ impl<'a> Case<'a> {
         Ok(Release { row: Row::Known, passphrase, volume: change(found.volume, changed) })
     }
 
-    /// Fills what is empty and was meant to be learned; a value that is not there at all is not.
-    fn learn(&self, volume: &mut SealedVolume, pcrs: &BTreeMap<String, String>) {
-        let Some(attestation) = &mut volume.spec.attestation else { return };
-        let mut learned = false;
-        if attestation.ek_public_key.as_deref().unwrap_or_default().is_empty() {
-            attestation.ek_public_key = Some(self.ek_pem());
-            learned = true;
-        }
-        let values = attestation.pcr_values.as_mut().and_then(|values| values.pcrs.as_mut());
-        for (index, value) in values.into_iter().flatten() {
-            if let Some(current) = pcrs.get(index).filter(|current| !current.is_empty())
-                && value.trim().is_empty()
-            {
-                value.clone_from(current);
-                learned = true;
-            }
-        }
-        if learned {
-            attestation.last_verified_at = Some(self.surroundings.now.to_owned());
-        }
-    }
-
-    fn learned(&self, pcrs: BTreeMap<String, String>) -> Attestation {
-        let now = Some(self.surroundings.now.to_owned());
-        Attestation {
-            ek_public_key: Some(self.ek_pem()),
-            pcr_values: Some(PcrValues { pcrs: Some(pcrs) }),
-            enrolled_at: now.clone(),
-            last_verified_at: now,
-        }
-    }
-
-    fn ek_pem(&self) -> String {
-        pem::encode(pem::PUBLIC_KEY, &self.machine.ek.spki())
-    }
-
     fn must_not_only_release(
         &self,
         answer: impl FnOnce(&Pubhash) -> String,
@@ -477,7 +365,7 @@ impl<'a> Case<'a> {
         if self.machine.release_only {
             return Err(No::refused(
                 answer(self.pubhash),
-                format!("{why}, and the machine boots: nothing is made for it"),
+                format!("{why}, and the machine boots: no passphrase is made for it"),
             ));
         }
         Ok(())
@@ -509,155 +397,6 @@ impl<'a> Case<'a> {
             key: DEFAULT_KEY.to_owned(),
         });
     }
-
-    /// The Secret of a partition that a volume has. One without a name may be labelled for this machine and partition, or an
-    /// operator's or generation 1's, which have no labels, if no other partition comes to that name.
-    fn stored(&mut self, found: Found<'_>) -> Result<Option<&'a Secret>, No> {
-        let Found { volume, partition } = found;
-        let (namespace, name, key) = found.secret();
-        self.target = Some(Target {
-            namespace: namespace.to_owned(),
-            volume: volume.metadata.name.clone(),
-            label: partition.label.clone(),
-            secret: name,
-            key,
-        });
-        let named = !partition.secret.as_ref().is_none_or(|secret| secret.name.is_empty());
-        for name in secret_names(volume, partition) {
-            let secret = match self.snapshot.secret(namespace, &name) {
-                ReadSecret::Absent => continue,
-                ReadSecret::Untold(why) => {
-                    return Err(No::Failed(format!("Secret {namespace}/{name}: {why}")));
-                }
-                ReadSecret::Found(secret) => secret,
-            };
-            if let Some(target) = &mut self.target {
-                target.secret.clone_from(&name);
-            }
-            match owner(secret, self.pubhash) {
-                Owner::Another(other) if named => {
-                    let why = format!(
-                        "Secret {namespace}/{name} is labelled for another machine ({other})"
-                    );
-                    return Err(No::refused(text::no_secret("it belongs to another machine"), why));
-                }
-                Owner::Another(_) => {}
-                Owner::This if named || is_for(secret, &partition.label) => {
-                    return Ok(Some(secret));
-                }
-                Owner::This => {}
-                Owner::Untold if named => return Ok(Some(secret)),
-                Owner::Untold => {
-                    let (volume, label) = (&volume.metadata.name, &partition.label);
-                    if !self.snapshot.has_other_user((namespace, &name), volume, label) {
-                        return Ok(Some(secret));
-                    }
-                    return Err(No::Failed(format!(
-                        "two partitions come to the default name {name:?} for their Secret; give one a secret.name"
-                    )));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn no_secret(&self, found: Found<'_>) -> No {
-        let (namespace, name, _) = found.secret();
-        let why = format!(
-            "Secret {namespace}/{name} is not there; write it, or take the partition out of its volume to have it enrolled"
-        );
-        No::refused(text::no_secret(format_args!("secrets {name:?} not found")), why)
-    }
-
-    /// A name for the Secret of a partition that is none else's, and the Secret itself if it is there already.
-    fn free_name(
-        &self,
-        volume: &SealedVolume,
-        label: &str,
-    ) -> Result<(String, Option<&'a Secret>), No> {
-        let base = format!("{}-{label}", volume.metadata.name);
-        let digits = self.pubhash.as_str().get(..16).unwrap_or_default();
-        let names = [base.clone(), format!("{base}-{digits}"), format!("{base}-{}", self.pubhash)];
-        let mut free = None;
-        for name in names.map(|name| lowered(&name)) {
-            let place = (volume.metadata.namespace(), name.as_str());
-            match self.slot(place, &volume.metadata.name, label)? {
-                Slot::Ours(secret) => return Ok((name, Some(secret))),
-                Slot::Free => free = free.or(Some(name)),
-                Slot::Taken => {}
-            }
-        }
-        free.map(|name| (name, None)).ok_or_else(|| {
-            No::Failed(format!(
-                "all names for the Secret of {label:?} in {:?} are taken",
-                volume.metadata.name
-            ))
-        })
-    }
-
-    /// Whether a name can be used for the Secret of this machine's partition `label` in `volume`.
-    fn slot(&self, place: (&str, &str), volume: &str, label: &str) -> Result<Slot<'a>, No> {
-        let (namespace, name) = place;
-        let others = self.snapshot.has_other_user(place, volume, label);
-        match self.snapshot.secret(namespace, name) {
-            ReadSecret::Untold(why) => Err(No::Failed(format!("Secret {namespace}/{name}: {why}"))),
-            ReadSecret::Absent if !others => Ok(Slot::Free),
-            ReadSecret::Found(secret)
-                if !others
-                    && owner(secret, self.pubhash) == Owner::This
-                    && is_for(secret, label) =>
-            {
-                Ok(Slot::Ours(secret))
-            }
-            ReadSecret::Absent | ReadSecret::Found(_) => Ok(Slot::Taken),
-        }
-    }
-
-    /// The passphrase for a partition that is being enrolled: of the Secret that is there, or of one that is to be made.
-    fn passphrase(
-        &self,
-        namespace: &str,
-        name: &str,
-        label: &str,
-        secret: Option<&Secret>,
-        partition: &Partition,
-    ) -> Result<Passphrase, No> {
-        match secret {
-            Some(secret) => self.released(secret, partition),
-            None => Ok(Passphrase::New(NewSecret::new(namespace, name, self.pubhash, label))),
-        }
-    }
-
-    /// The passphrase in a Secret, if this client can use it.
-    fn released(&self, secret: &Secret, partition: &Partition) -> Result<Passphrase, No> {
-        let Some(value) = value(secret, partition) else {
-            let key = partition.secret_key();
-            let why = format!(
-                "Secret {:?} has no passphrase under the key {key:?}",
-                secret.metadata.name
-            );
-            return Err(No::refused(text::no_passphrase(&key), why));
-        };
-        let text = usable(value).map_err(|why| No::refused(text::no_secret(why), why))?;
-        let sealed = is_sealed(secret);
-        if sealed && !self.machine.accepts_sealed {
-            return Err(No::refused(
-                text::no_secret(SEALED),
-                "the machine sealed its passphrase for generation 1, and this client does not open it",
-            ));
-        }
-        Ok(Passphrase::Stored { text, sealed })
-    }
-}
-
-/// Told to a client that takes what its TPM has sealed for the passphrase itself.
-const SEALED: &str = "this machine's TPM has sealed the passphrase for generation 1 (/getPass), which this client cannot open; use Latchkey's, or generation 1's";
-
-/// A name for a Secret, seen from one partition of one machine.
-enum Slot<'a> {
-    Free,
-    Ours(&'a Secret),
-    Taken,
 }
 
 fn is_unnamed(partition: &Partition) -> bool {
@@ -670,22 +409,4 @@ fn change(from: &SealedVolume, to: SealedVolume) -> VolumeEffect {
     } else {
         VolumeEffect::Change(Box::new(Change { from: from.clone(), to }))
     }
-}
-
-/// The names a machine's own volume may have: upstream's, and longer ones for when that is taken.
-fn volume_names(pubhash: &Pubhash) -> [String; 3] {
-    let longer = |digits| format!("tofu-{}", pubhash.as_str().get(..digits).unwrap_or_default());
-    [manifest::tofu_volume_name(pubhash), longer(16), longer(32)]
-}
-
-fn lowered(name: &str) -> String {
-    manifest::safe_kube_name(name).to_ascii_lowercase()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}"); // writing to a String cannot fail
-        out
-    })
 }
