@@ -11,7 +11,7 @@ use crate::cmdline::CMDLINE;
 use crate::error::{ConfigError, Place};
 use crate::keys::CERTIFICATE;
 
-const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+pub(crate) const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 /// A whole distribution's bundle has about 220 KiB.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -38,6 +38,20 @@ pub(crate) fn pem(value: &str, place: &Place, roots: &[PathBuf]) -> Result<Strin
         .map_err(|_| invalid(format!("{} is not PEM text", path.display())))?;
     check(&text).map_err(|why| invalid(format!("{}: {why}", path.display())))?;
     Ok(text)
+}
+
+/// PEM text that has been through one line, as on a command line: with spaces or `\n` for its line ends.
+pub(crate) fn in_lines(text: &str) -> String {
+    let text = text.replace("\\n", "\n");
+    let apart = [BEGIN, END]
+        .iter()
+        .fold(text, |text, marker| text.replace(marker, &format!("\n{marker}\n")));
+    let is_marker = |line: &&str| [BEGIN, END].contains(line);
+    let lines = apart.lines().map(str::trim);
+    lines.fold(String::new(), |pem, line| {
+        let words = if is_marker(&line) { line.to_owned() } else { line.replace(' ', "\n") };
+        if words.is_empty() { pem } else { pem + &words + "\n" }
+    })
 }
 
 /// The path as written; and since the initramfs sees /oem under another name, the same file below the directory that the

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::certificate;
 use crate::cmdline::{CMDLINE, words};
 use crate::error::{ConfigError, Place};
 use crate::keys::{self, CONFIG_URL, LEAVES, NEAR};
@@ -129,6 +130,9 @@ fn node(kind: Kind, value: Option<&str>) -> Rc<Node> {
     let Some(text) = value else { return scalar("true", true) };
     let items = || text.split(',').filter(|item| !item.is_empty());
     match kind {
+        Kind::Certificate if text.contains(certificate::BEGIN) => {
+            return scalar(&certificate::in_lines(text), false);
+        }
         Kind::Labels | Kind::Pcrs => {}
         Kind::Servers if items().count() > 1 => {}
         _ => return scalar(text, false),

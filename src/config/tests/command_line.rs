@@ -192,3 +192,24 @@ fn a_certificates_path_on_the_command_line_is_looked_up_as_given_and_in_every_di
         assert_eq!(config.challenger.certificate.as_deref(), Some(pem));
     }
 }
+
+/// Its lines end up as spaces, or as `\n`, when an installer puts it there.
+#[test]
+fn a_certificate_may_stand_on_the_command_line_in_quotes() {
+    let pem = "-----BEGIN CERTIFICATE-----\nMIIBszCCAVmg\nAwIBAgIU\n-----END CERTIFICATE-----\n";
+    for line_end in [" ", "\\n"] {
+        let line = [pem, pem].concat().trim_end().replace('\n', line_end);
+        let config = load(&[], &format!("kcrypt.challenger.certificate=\"{line}\" quiet")).unwrap();
+        assert_eq!(config.challenger.certificate.unwrap(), [pem, pem].concat());
+    }
+    for bad in [
+        "-----BEGIN CERTIFICATE-----",
+        "-----BEGIN PRIVATE KEY----- MIIB -----END PRIVATE KEY-----",
+    ] {
+        for quote in ["", "\""] {
+            let text = format!("kcrypt.challenger.certificate={quote}{bad}{quote}");
+            let error = load(&[], &text).unwrap_err();
+            assert!(error.to_string().contains("kcrypt.challenger.certificate"), "{error}");
+        }
+    }
+}
