@@ -183,6 +183,11 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) metrics_listen: Option<SocketAddr>,
 
+    /// Answers mDNS by itself, as NAME.local and as a `_kcrypt._tcp` service, on every interface: machines with `mdns: true`
+    /// then find the server by `challenger_server: http://NAME.local` (https with TLS).
+    #[arg(long, value_name = "NAME.local")]
+    pub(crate) mdns: Option<String>,
+
     /// File for the audit log: a chain of JSON lines, one for each request and each change by an operator. Lines are synced
     /// to the disk some milliseconds after they happened.
     #[arg(long, value_name = "FILE")]

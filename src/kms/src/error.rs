@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use crate::{audit::verify::Broken, volume};
+use crate::{audit::verify::Broken, mdns::packet::NotLocal, volume};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -20,6 +20,8 @@ pub(crate) enum Error {
     Broken { path: PathBuf, source: Broken },
     #[error("{0}")]
     Volume(#[from] volume::Error),
+    #[error("--mdns: {0}")]
+    Mdns(#[from] NotLocal),
     #[error("{what} failed: {source}")]
     System { what: &'static str, source: io::Error },
 }
@@ -42,6 +44,7 @@ impl Error {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::System { .. } => ExitCode::from(1),
+            Self::Mdns(_) => ExitCode::from(2),
             Self::Store { .. } => ExitCode::from(3),
             Self::Listen { .. } => ExitCode::from(4),
             Self::TlsFile { .. } | Self::TlsPair { .. } => ExitCode::from(5),

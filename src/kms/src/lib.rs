@@ -12,6 +12,7 @@ mod exchange;
 mod health;
 mod limits;
 mod matching;
+pub mod mdns;
 mod metrics;
 mod places;
 mod quiet;

@@ -9,8 +9,17 @@ use std::{
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// One kind of line.
-#[derive(Debug, Default)]
-pub(crate) struct Quiet(Mutex<Said>);
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    pause: Duration,
+    said: Mutex<Said>,
+}
+
+impl Default for Quiet {
+    fn default() -> Self {
+        Self::every(PAUSE)
+    }
+}
 
 #[derive(Debug, Default)]
 struct Said {
@@ -19,10 +28,15 @@ struct Said {
 }
 
 impl Quiet {
+    /// A kind of line that is written once in this time.
+    pub(crate) fn every(pause: Duration) -> Self {
+        Self { pause, said: Mutex::default() }
+    }
+
     /// Writes the line, or counts it if one was written a moment ago.
     pub(crate) fn warn(&self, line: std::fmt::Arguments<'_>) {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.last.is_some_and(|last| last.elapsed() < PAUSE) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.last.is_some_and(|last| last.elapsed() < self.pause) {
             said.since += 1;
             return;
         }

@@ -6,7 +6,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval},
+    sync::watch,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use crate::{
@@ -16,6 +18,7 @@ use crate::{
     exchange::Settings,
     health::{self, Health},
     limits::Limits,
+    mdns::{self, packet::Service},
     metrics::Metrics,
     places::Places,
     server::{Lines, Server},
@@ -28,6 +31,9 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// How long the end waits for a write in progress.
 const LAST_WRITES: Duration = Duration::from_secs(2);
+
+/// How long the mDNS responder may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// File descriptors for all but connections: listeners, the store's files, the runtime's own.
 const OTHER_FILES: u64 = 64;
@@ -79,6 +85,10 @@ async fn listen(options: Serve, tls: Option<Arc<Tls>>, store: Arc<Store>) -> Res
         tokio::spawn(health::serve(listener, health.clone(), metrics.clone()));
     }
     log::info!("listening on {address} ({})", if tls.is_some() { "TLS" } else { "plain" });
+    let responder = match &options.mdns {
+        Some(name) => Some(Responder::start(name, address)?),
+        None => None,
+    };
     tokio::spawn(watch(store, tls.clone()));
     let server = Arc::new(Server {
         health,
@@ -98,10 +108,34 @@ async fn listen(options: Serve, tls: Option<Arc<Tls>>, store: Arc<Store>) -> Res
         quiet: Lines::default(),
     });
     server.clone().run(listener, stop).await;
+    if let Some(responder) = responder {
+        responder.stop().await;
+    }
     if let Some(audit) = &server.audit {
         audit.conclude(LAST_WRITES);
     }
     Ok(())
+}
+
+/// The mDNS responder beside the server.
+struct Responder {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Responder {
+    fn start(name: &str, address: SocketAddr) -> Result<Self, Error> {
+        let service = Service::new(name, address.port())?;
+        let only = Some(address.ip().to_canonical()).filter(|address| !address.is_unspecified());
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(mdns::run(service, only, stopped));
+        Ok(Self { stop, task })
+    }
+
+    async fn stop(self) {
+        let _ = self.stop.send(true); // it may have ended already
+        let _ = timeout(GOODBYE, self.task).await; // so many goodbyes are not worth waiting for
+    }
 }
 
 async fn bind(wanted: SocketAddr, flag: &'static str) -> Result<(TcpListener, SocketAddr), Error> {
