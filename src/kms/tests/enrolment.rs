@@ -375,6 +375,7 @@ fn each_row_of_the_decision_table() {
         Case { facts: OEM, ..case("d, the Secret was made and then the power went", MACHINE.volume("node", &attestation(&pem, &all_hex)) + &labelled("node-cos-oem", pubhash, "COS_OEM", "made"), Passphrase("made"), Some(|all| {
             assert_eq!(reference(all, "COS_OEM"), "node-cos-oem");
         })) },
+        Case { facts: OEM, ..case("d, one partition too many", MACHINE.volume_of("node", &(0..64).map(|n| format!("  - {{label: P{n}}}\n")).collect::<String>(), &attestation(&pem, &all_hex)), Error("Attestation verification failed: adding new partition: the machine has 64 partitions already"), None) },
         // e
         case("e, all held", MACHINE.volume("node", &attestation(&pem, &all_hex)) + &found(), Passphrase("found"), None),
         case("e, EK wrapped otherwise, PCRs in capitals", MACHINE.volume("node", &format!("  attestation:\n    ekPublicKey: {wrapped}\n    pcrValues: {{pcrs: {{\"7\": {}}}}}\n", seven.to_uppercase())) + &found(), Passphrase("found"), None),
@@ -659,4 +660,65 @@ fn a_server_that_is_killed_while_machines_enrol_loses_nothing_it_gave_out() {
         assert!(!rig::files(directory.path()).iter().any(|name| name.starts_with('.')));
     }
     assert!(given.len() >= 3, "{}", given.len());
+}
+
+#[test]
+fn labels_that_yaml_or_kubernetes_could_take_for_something_else() {
+    let directory = store(&[]);
+    let kms = Kms::start(directory.path());
+    let labels = [
+        "1e3",
+        "0x10",
+        "null",
+        "~",
+        "true",
+        "no",
+        "-",
+        "- a",
+        "#x",
+        "a: b",
+        "{a}",
+        "'",
+        "\"",
+        "\\\\",
+        "..",
+        "../../x",
+        "a b",
+        "%",
+        "!!str",
+        "*a",
+        "&a",
+        "2026-11-21",
+        "Größe",
+        "_",
+        "x_LUKS",
+        "PERSISTENT",
+        "persistent",
+    ];
+    let mut given = BTreeMap::new();
+    for label in labels {
+        let answer = kms.attest(&MACHINE.soft, [label, "", ""]).unwrap();
+        assert_eq!(answer.error, "", "{label}");
+        assert!(given.insert(text(&answer).to_owned(), label).is_none(), "{label}");
+    }
+    let all = objects(directory.path());
+    let stored: Vec<&str> =
+        all.volumes[0].spec.partitions.iter().map(|partition| partition.label.as_str()).collect();
+    assert_eq!(stored, labels);
+    for secret in &all.secrets {
+        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        assert!(secret.metadata.name.chars().all(valid), "{}", secret.metadata.name);
+        let value = &secret.metadata.labels["kcrypt.kairos.io/partition"];
+        let valid = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        assert!(value.len() <= 63 && value.chars().all(valid), "{value}");
+    }
+    drop(kms);
+    let kms = Kms::start(directory.path());
+    for (passphrase, label) in given {
+        assert_eq!(
+            text(&kms.attest(&MACHINE.soft, [label, "", ""]).unwrap()),
+            passphrase,
+            "{label}"
+        );
+    }
 }

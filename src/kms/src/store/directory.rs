@@ -299,6 +299,9 @@ impl Change<'_> {
             return Err(CreateError::Exists(SEALED_VOLUME));
         }
         let text = volume.to_yaml().map_err(EditError::Text)?;
+        if !manifest::parse(&text).is_ok_and(|read| read.volumes == [volume.clone()]) {
+            return Err(EditError::Unwritable(name.to_owned()).into());
+        }
         self.create_object((namespace, name), "volume", &text)
     }
 

@@ -83,6 +83,9 @@ pub(crate) enum EditError {
     /// The file's text could not be changed.
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: latchkey_wire::Error },
+    /// The text would be read as something else.
+    #[error("SealedVolume {0:?} holds what cannot be written as YAML and read again")]
+    Unwritable(String),
     /// The object could not be written as text.
     #[error("{0}")]
     Text(latchkey_wire::Error),

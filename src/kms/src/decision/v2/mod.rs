@@ -12,6 +12,7 @@
 //! * **The label decides** which partition a machine means; a partition without one cannot be enrolled. A label that no
 //!   partition of the machine has is a new partition, whatever its kernel name was called before.
 //! * Operators' PCR values are compared in any case, their EK as a key, however its PEM is wrapped.
+//! * A machine gets 64 partitions by asking; an operator may write more.
 //! * Nothing is enrolled while a file that cannot be read mentions the machine.
 
 mod secrets;
@@ -37,6 +38,9 @@ use crate::{
     matching::{self, Facts, Found, NotFound},
     store::Snapshot,
 };
+
+/// Most partitions that a machine can have by asking for them. Every label is another Secret, and labels are free.
+const MOST_PARTITIONS: usize = 64;
 
 /// What a machine has proved, and what it asks for.
 #[derive(Debug)]
@@ -298,6 +302,10 @@ impl<'a> Case<'a> {
     /// Rows c′ and d.
     fn new_partition(&mut self, volume: &SealedVolume, row: Row) -> Result<Release, No> {
         let label = self.new_label("adding new partition")?;
+        if volume.spec.partitions.len() >= MOST_PARTITIONS {
+            let why = format!("the machine has {MOST_PARTITIONS} partitions already");
+            return Err(No::refused(format_args!("adding new partition: {why}"), why.as_str()));
+        }
         let (name, secret) = self.free_name(volume, &label)?;
         if secret.is_none() {
             let why = "none of the machine's partitions is this one";
