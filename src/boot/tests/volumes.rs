@@ -13,8 +13,10 @@ use common::{Directory, Machine};
 use kcrypt_discovery_challenger::BootError;
 use kcrypt_discovery_challenger::binding::choose;
 use kcrypt_discovery_challenger::disk::{Volume, read_content};
+use kcrypt_discovery_challenger::doctor::{self, Level};
 use kcrypt_discovery_challenger::luks::{self, Origin};
-use kcrypt_discovery_challenger::token;
+use kcrypt_discovery_challenger::{oem, token};
+use latchkey_config::Config;
 use latchkey_soft_tpm::SoftTpm;
 use latchkey_tpm::Tpm;
 use sha2::{Digest, Sha256};
@@ -240,4 +242,100 @@ fn a_dry_run_says_what_it_would_do_and_does_nothing() {
     let run = machine.run(&["encrypt", "--dry-run", "--device", device, "COS_OEM"]);
     assert_ne!(run.code, 0);
     assert!(run.stderr.contains("has the label"), "{}", run.stderr);
+}
+
+/// What `doctor` says of one volume: levels and texts.
+fn examined(config: &Config, volumes: &[Volume], unlock_test: bool) -> Vec<(Level, String)> {
+    let findings = doctor::check_volumes(config, volumes, unlock_test).unwrap();
+    assert!(findings.iter().all(|finding| finding.what == format!("volume {LABEL}")));
+    findings.into_iter().map(|finding| (finding.level, finding.to_string())).collect()
+}
+
+fn configuration(machine: &Machine) -> Config {
+    oem::load_mounted(std::slice::from_ref(&machine.config.0)).unwrap()
+}
+
+#[test]
+fn doctor_tells_an_enrolled_volume_from_others_and_whether_it_would_open() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let directory = Directory::new();
+    let path = plain(&directory, "volume");
+    let run = machine.run(&["encrypt", "--device", path.to_str().unwrap(), LABEL]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let config = configuration(&machine);
+    let found = examined(&config, &[volume(&path)], true);
+    let levels: Vec<_> = found.iter().map(|(level, _)| *level).collect();
+    assert_eq!(levels, [Level::Ok, Level::Ok, Level::Warn, Level::Ok], "{found:?}");
+    for ((_, line), words) in found.iter().zip([
+        "enrolled on this machine",
+        "slot 0: pbkdf2, 1000 iterations (the machine's)",
+        "no recovery key",
+        "key slot 0 takes what is released",
+    ]) {
+        assert!(line.contains(words), "{line}");
+    }
+    // The passphrase of another machine's TPM.
+    let stranger = Machine::new(SoftTpm::fresh());
+    let found = examined(&configuration(&stranger), &[volume(&path)], true);
+    assert!(matches!(&found[..], [(Level::Fail, line)] if line.contains("impostor")), "{found:?}");
+}
+
+#[test]
+fn doctor_takes_a_volume_of_kairos_and_tells_when_it_would_not_open() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let directory = Directory::new();
+    let path = empty(&directory, "kairos");
+    kairos_made(&path, LABEL);
+    let config = configuration(&machine);
+    let found = examined(&config, &[volume(&path)], false);
+    assert!(found[0].1.contains("made by another program"), "{found:?}");
+    assert!(found[1].1.contains("slot 0: argon2id") && found[1].1.contains("64 MiB"), "{found:?}");
+    // The TPM has a passphrase, and it is another.
+    let event = r#"{"name":"discovery.password","data":"{\"label\":\"COS_PERSISTENT\",\"type\":\"ext4\"}","file":""}"#;
+    assert_eq!(machine.run_with(&["discovery.password"], event.as_bytes(), &[]).code, 0);
+    let found = examined(&config, &[volume(&path)], true);
+    let (level, line) = found.last().unwrap();
+    assert_eq!(*level, Level::Fail);
+    assert!(line.contains("does not open"), "{line}");
+}
+
+#[test]
+fn doctor_tells_of_a_volume_that_is_not_there_not_encrypted_or_there_twice() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let directory = Directory::new();
+    let config = configuration(&machine);
+    let plain = volume(&plain(&directory, "plain"));
+    let (one, other) = (empty(&directory, "one"), empty(&directory, "other"));
+    kairos_made(&one, LABEL);
+    kairos_made(&other, LABEL);
+    for (volumes, words) in [
+        (vec![], "no LUKS2 volume labelled"),
+        (vec![plain.clone()], "not encrypted"),
+        (vec![volume(&one), volume(&other)], "2 LUKS2 volumes"),
+        (vec![volume(&one), plain], "beside the LUKS2 volume"),
+    ] {
+        let found = examined(&config, &volumes, false);
+        assert!(
+            matches!(&found[..], [(Level::Fail, line)] if line.contains(words)),
+            "{words}: {found:?}"
+        );
+    }
+    machine.configure("challenger_server: http://127.0.0.1:9");
+    let offline = empty(&directory, "mode");
+    kairos_made(&offline, LABEL);
+    let token = r#"{"type":"latchkey","keyslots":["0"],"version":1,"unlock":"offline"}"#;
+    let file = directory.0.join("token");
+    fs::write(&file, token).unwrap();
+    let imported = Command::new("cryptsetup")
+        .args(["token", "import", "--json-file"])
+        .arg(&file)
+        .arg(&offline)
+        .status();
+    assert!(imported.unwrap().success());
+    let found = examined(&configuration(&machine), &[volume(&offline)], false);
+    assert!(
+        found.iter().any(|(level, line)| *level == Level::Warn
+            && line.contains("by the TPM alone, and the configuration names a key server")),
+        "{found:?}"
+    );
 }
