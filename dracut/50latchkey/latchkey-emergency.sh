@@ -9,7 +9,8 @@ if [ -n "$DRACUT_SYSTEMD" ]; then
         [ "$(systemctl show -P ExecMainCode latchkey-unlock.service)" = 1 ] || latchkey_code="signal $latchkey_code"
         warn "latchkey: the encrypted volumes stay closed: $(latchkey_explain "$latchkey_code")"
         getargbool 1 rd.shell \
-            && warn "latchkey: 'journalctl -u latchkey-unlock' has the whole story; leaving the shell tries again"
+            && warn "latchkey: 'journalctl -u latchkey-unlock' has the whole story; leaving the shell tries again" \
+            && warn "latchkey: $latchkey_doctor"
     fi
 elif [ -e "$latchkey_pid" ] && [ ! -e "$latchkey_status" ]; then
     # Another trouble than ours: the prompt must not take what is typed into the shell.

@@ -7,6 +7,10 @@
 latchkey_pid=/tmp/latchkey.pid
 latchkey_status=/tmp/latchkey.status
 
+# For whoever gets a shell.
+# shellcheck disable=SC2034 # the hooks say it
+latchkey_doctor="'kcrypt-discovery-challenger doctor' goes over all that an unlock needs and says what to do"
+
 # Not when told so, and not in a system that runs from a medium or the network: its disks are about to be installed, or
 # are another system's. latchkey-unlock.service has the same words as conditions.
 latchkey_wanted() {

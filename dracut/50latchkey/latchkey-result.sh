@@ -10,7 +10,7 @@ while read -r latchkey_code < "$latchkey_status" && [ "$latchkey_code" != 0 ]; d
     fi
     latchkey_message="latchkey: the encrypted volumes stay closed: $(latchkey_explain "$latchkey_code")"
     if getargbool 1 rd.shell || getarg rd.break > /dev/null; then
-        emergency_shell -n latchkey "$latchkey_message"
+        emergency_shell -n latchkey "$latchkey_message $latchkey_doctor."
         getarg rd.emergency > /dev/null && latchkey_give_up
     else
         warn "$latchkey_message"

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use latchkey_wire::timeline::{Outcome, Step, Timeline};
+use latchkey_wire::timeline::{Mode, Outcome, Step, Timeline, VolumeOutcome};
 
 use crate::error::Result;
 use crate::handover::HandOver;
@@ -67,6 +67,7 @@ fn write_timeline(out: &mut String, timeline: &Timeline) -> fmt::Result {
             seconds(last)
         )?;
     }
+    timeline.volumes.iter().try_for_each(|volume| write_volume(out, volume, timeline.mode))?;
     let width = timeline.steps.iter().map(|step| step.name.len()).max().unwrap_or(0).max(4);
     writeln!(out, "\n{:width$}  {:>9}  {:>9}", "step", "at", "took")?;
     timeline.steps.iter().try_for_each(|step| {
@@ -76,6 +77,21 @@ fn write_timeline(out: &mut String, timeline: &Timeline) -> fmt::Result {
         };
         let line = format!("{:width$}  {:>7} s  {took:>9}", step.name, seconds(step.at_ms));
         writeln!(out, "{}", line.trim_end())
+    })
+}
+
+fn write_volume(out: &mut String, volume: &VolumeOutcome, mode: Mode) -> fmt::Result {
+    writeln!(out, "\nvolume: {}", volume.label)?;
+    writeln!(out, "  outcome: {}", describe(volume.outcome, mode))?;
+    let facts = [
+        ("reason", &volume.reason),
+        ("device", &volume.device),
+        ("uuid", &volume.uuid),
+        ("mapper", &volume.mapper),
+    ];
+    facts.into_iter().try_for_each(|(name, fact)| match fact {
+        Some(fact) => writeln!(out, "  {name}: {fact}"),
+        None => Ok(()),
     })
 }
 
@@ -92,8 +108,6 @@ fn seconds(milliseconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use latchkey_wire::timeline::Mode;
-
     use super::*;
 
     fn step(name: &str, at_ms: u64, took_ms: u64) -> Step {
@@ -125,6 +139,44 @@ end        12.000 s
         let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
         assert_eq!(json["outcome"], "recovery");
         assert_eq!(json["steps"][1]["took_ms"], 113);
+    }
+
+    #[test]
+    fn each_volume_is_told_with_what_became_of_it() {
+        let mut timeline = Timeline::new("5c0f", Outcome::Failed, Mode::Offline);
+        let volume = |label: &str, outcome| VolumeOutcome {
+            label: label.into(),
+            device: Some("/dev/sda3".into()),
+            uuid: None,
+            mapper: None,
+            outcome,
+            reason: None,
+        };
+        timeline.volumes = vec![
+            VolumeOutcome {
+                uuid: Some("85c39d0f".into()),
+                mapper: Some("COS_PERSISTENT".into()),
+                ..volume("COS_PERSISTENT", Outcome::Unlocked)
+            },
+            VolumeOutcome {
+                device: None,
+                reason: Some("no LUKS2 volume".into()),
+                ..volume("COS_OEM", Outcome::Failed)
+            },
+        ];
+        let text = BootReport(Some(timeline)).to_text();
+        let expected = "
+volume: COS_PERSISTENT
+  outcome: unlocked by the TPM
+  device: /dev/sda3
+  uuid: 85c39d0f
+  mapper: COS_PERSISTENT
+
+volume: COS_OEM
+  outcome: not unlocked
+  reason: no LUKS2 volume
+";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub const PUBHASH: Verb = Verb {
     name: "",
     about: "print the TPM's pubhash, without a newline",
     detail: "The pubhash is the machine's name for a key server (`TPMHash` of its SealedVolume): SHA-256 of the TPM's endorsement \
-             key.",
+             key. A command that there is not is an error, as in Kairos' second generation, where its first printed the pubhash.",
     operand: None,
     flags: &[&TPM_DEVICE],
 };

@@ -109,21 +109,35 @@ fn check_boot(report: &mut Report<'_>) -> Result<(), BootError> {
     };
     match Timeline::from_json(&bytes) {
         Err(error) => report.warn(what, format!("{}: {error}", path.display()), ""),
-        Ok(timeline) => {
-            let reason = timeline.reason.unwrap_or_else(|| "no reason was left".into());
-            match timeline.outcome {
-                Outcome::Unlocked => report.ok(what, "unlocked by itself"),
-                Outcome::Recovery => report.warn(
-                    what,
-                    format!("unlocked by a person: {reason}"),
-                    "`latchkey status --boot` has the steps",
-                ),
-                Outcome::Refused | Outcome::Failed => report.warn(
-                    what,
-                    format!("not unlocked: {reason}"),
-                    "`latchkey status --boot` has the steps",
-                ),
-            }
+        Ok(timeline) => report_timeline(report, &timeline),
+    }
+}
+
+fn report_timeline(report: &mut Report<'_>, timeline: &Timeline) -> Result<(), BootError> {
+    const STEPS: &str = "`latchkey status --boot` has the steps";
+    let told = |outcome, reason: &Option<String>| {
+        let reason = reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+        match outcome {
+            Outcome::Unlocked => "unlocked by itself".to_owned(),
+            Outcome::Recovery => format!("unlocked by a person{reason}"),
+            Outcome::Refused => format!("refused by the key server{reason}"),
+            Outcome::Failed => format!("not unlocked{reason}"),
+        }
+    };
+    let mut all =
+        vec![("this boot".to_owned(), timeline.outcome, told(timeline.outcome, &timeline.reason))];
+    all.extend(timeline.volumes.iter().map(|volume| {
+        (
+            format!("this boot, {}", volume.label),
+            volume.outcome,
+            told(volume.outcome, &volume.reason),
+        )
+    }));
+    for (what, outcome, found) in all {
+        match outcome {
+            Outcome::Unlocked => report.ok(what, found)?,
+            _ => report.warn(what, found, STEPS)?,
         }
     }
+    Ok(())
 }
