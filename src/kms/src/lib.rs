@@ -14,6 +14,7 @@ mod limits;
 mod matching;
 pub mod mdns;
 mod metrics;
+mod notify;
 mod places;
 mod quiet;
 mod report;

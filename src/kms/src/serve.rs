@@ -20,6 +20,7 @@ use crate::{
     limits::Limits,
     mdns::{self, packet::Service},
     metrics::Metrics,
+    notify,
     places::Places,
     server::{Lines, Server},
     store::Store,
@@ -107,6 +108,7 @@ async fn listen(options: Serve, tls: Option<Arc<Tls>>, store: Arc<Store>) -> Res
         audit,
         quiet: Lines::default(),
     });
+    notify::ready(&format!("listening on {address}"));
     server.clone().run(listener, stop).await;
     if let Some(responder) = responder {
         responder.stop().await;

@@ -26,6 +26,7 @@ use crate::{
     health::Health,
     limits::{Limits, Source},
     metrics::{Drop, Metrics},
+    notify,
     places::Places,
     quiet::Quiet,
     tls::Tls,
@@ -89,6 +90,7 @@ impl Server {
             }
         };
         drop(listener);
+        notify::stopping();
         self.record(|| Event::ServerStopped { signal });
         log::info!("{signal}: stopping, {} connections are still open", self.places.open());
         if timeout(self.stop_timeout, self.places.empty()).await.is_err() {
