@@ -8,6 +8,7 @@ use latchkey_wire::v1::Refusal;
 
 use crate::encrypt::EncryptError;
 use crate::exchange::ExchangeError;
+use crate::luks::Origin;
 
 /// Why the program failed. Each kind has an exit code of its own ([`BootError::exit_code`]).
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +67,8 @@ pub enum BootError {
     #[error("{} ({label}) is not what it seems: {why}. It is left closed", device.display())]
     Untrusted { label: String, device: PathBuf, why: String },
 
-    #[error("the {origin} does not open {} ({label})", device.display())]
-    WrongPassphrase { label: String, device: PathBuf, origin: &'static str },
+    #[error("the {origin} does not open {} ({label}){}", device.display(), .origin.advice())]
+    WrongPassphrase { label: String, device: PathBuf, origin: Origin },
 
     #[error("{operation} on {}: {error}", device.display())]
     Cryptsetup { operation: &'static str, device: PathBuf, error: String },

@@ -1,8 +1,8 @@
 //! `kcrypt-discovery-challenger`: the program of the initramfs. It asks the TPM, or a key server
 //! that asks the TPM, for a LUKS passphrase, opens the volume, and leaves a mesh identity.
 //!
-//! One process, two threads at most, no async runtime, no shell, no exec on the way to an open
-//! volume. The order of a boot is in [`unlock`].
+//! One process, no async runtime, no shell, no exec on the way to an open volume. Two threads, and one
+//! for each key server that is being asked. The order of a boot is in [`unlock`].
 
 pub mod automatic;
 pub mod binding;

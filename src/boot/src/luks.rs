@@ -28,11 +28,23 @@ pub enum Origin {
     Person,
 }
 
-impl Origin {
-    fn name(self) -> &'static str {
-        match self {
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
             Self::Machine => "passphrase that was released",
             Self::Person => "passphrase that was typed",
+        })
+    }
+}
+
+impl Origin {
+    /// A Go server of generation 2 enrols whoever it does not know, at any time (`protocols/kcrypt.md` §7.4).
+    pub(crate) fn advice(self) -> &'static str {
+        match self {
+            Self::Machine => {
+                ". It is another one than at the installation: if the key server was moved, or forgot this machine, it may have enrolled it anew; give it back the old Secret"
+            }
+            Self::Person => "",
         }
     }
 }
@@ -101,7 +113,7 @@ fn unlock(
         return Err(BootError::WrongPassphrase {
             label: label.to_owned(),
             device: volume.device.clone(),
-            origin: origin.name(),
+            origin,
         });
     };
     log::debug!("{}: key slot {slot} takes the passphrase", volume.device.display());

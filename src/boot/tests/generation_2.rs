@@ -1,6 +1,6 @@
 //! Generation 2 of the protocol (`protocols/kcrypt.md` §6) as the program speaks it, and the choice between the two.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 #[allow(unreachable_pub)]
 mod common;
@@ -322,6 +322,43 @@ fn only_an_installation_may_have_a_passphrase_made() {
         let run = machine.run_with(&["discovery.password"], event.as_bytes(), &[]);
         assert_eq!(run.code, 0, "{}", run.stderr);
         assert!(run.text().contains(told), "{kind}: {}", run.text());
+    }
+}
+
+#[test]
+fn an_event_that_asks_for_mdns_without_a_local_name_is_a_mistake() {
+    let machine = machine();
+    let event = r#"{"name":"discovery.password","data":"{\"partition\":{\"label\":\"COS_PERSISTENT\"},\"challenger_server\":\"http://10.0.0.1\",\"mdns\":true}","file":""}"#;
+    let run = machine.run_with(&["discovery.password"], event.as_bytes(), &[]);
+    assert!(run.text().contains("NAME.local"), "{}", run.text());
+}
+
+/// What Go's servers sent to the recorded clients. The credentials were made for a TPM whose endorsement key cannot be
+/// put into another TPM, so that everything is taken up to the TPM itself, which says that they are not for it; no
+/// client could do more with a recording.
+#[test]
+fn recorded_challenges_of_both_generations_are_read_up_to_the_tpm() {
+    let recorded: serde_json::Value =
+        serde_json::from_str(include_str!("../../../tests/vectors/kcrypt.json")).unwrap();
+    let of = |name: &str| recorded["software_ek"][name].to_string();
+    let (first, second) = (of("challenge_v1"), of("challenge_v2"));
+    let v1 = act(move |stream| {
+        let mut client = common::upgrade(stream);
+        client.socket.send(Message::binary(first.clone().into_bytes())).unwrap();
+        let _ = client.socket.read();
+    });
+    let v2 = act(move |stream| {
+        let mut client = begin(stream);
+        client.socket.send(Message::text(second.clone() + "\n")).unwrap();
+        let _ = client.socket.read();
+    });
+    let server = serve(vec![both(v1, v2)]);
+    for protocol in ["v1", "v2"] {
+        let machine = Machine::speaking(protocol, SoftTpm::fresh());
+        machine.serve(server);
+        let run = machine.get();
+        assert_eq!(run.code, 12, "{protocol}: {}", run.stderr);
+        assert!(run.stderr.contains("ActivateCredential"), "{protocol}: {}", run.stderr);
     }
 }
 

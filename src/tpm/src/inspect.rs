@@ -26,8 +26,6 @@ const MAX_VALUES: u32 = 100;
 const NV_ECC_CERTIFICATE: u32 = 0x01c0_000a;
 const RH_OWNER: u32 = 0x4000_0001;
 const RH_ENDORSEMENT: u32 = 0x4000_000b;
-/// What one PCR_Read returns at most.
-const PCRS_AT_ONCE: usize = 8;
 
 /// The persistent handles that kcrypt uses, and for what; the last is the default of `c_index`.
 pub const KCRYPT_HANDLES: [(u32, &str); 3] = [
@@ -188,12 +186,7 @@ impl Tpm {
     /// # Errors
     /// [`TpmError::Malformed`] when there is no such bank.
     pub fn pcr_values(&mut self, pcrs: &[u8]) -> Result<BTreeMap<u8, [u8; 32]>, TpmError> {
-        let mut values = BTreeMap::new();
-        for some in pcrs.chunks(PCRS_AT_ONCE) {
-            let selection = crate::quote::select(some)?;
-            values.extend(self.read_pcrs(some, &selection)?);
-        }
-        Ok(values)
+        self.read_pcrs(pcrs)
     }
 
     /// Takes what is at a persistent handle away.

@@ -208,6 +208,8 @@ fn a_quote_covers_the_values_it_comes_with() {
     assert_eq!(quote.pcrs.keys().copied().collect::<Vec<_>>(), [0, 7, 11]);
     assert_eq!(quote.attest.len(), 145, "113 bytes and the nonce");
     assert_eq!(quote.attest[44..76], nonce);
+    let all: Vec<u8> = (0..16).collect();
+    assert_eq!(tpm.quote(&ak, &nonce, &all).unwrap().pcrs.len(), 16, "more than one reading gives");
     assert!(tpm.quote(&ak, &nonce, &[]).is_err());
     assert!(tpm.quote(&ak, &nonce, &[24]).is_err());
 }

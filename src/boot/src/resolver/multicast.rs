@@ -94,13 +94,13 @@ pub fn find(wanted: Wanted<'_>, until: Instant) -> io::Result<Vec<SocketAddr>> {
     let (mut due, mut pause, mut round) = (Instant::now(), REPEAT.0, 0_u32);
     loop {
         let now = Instant::now();
-        if let Some((found, since)) = known.verdict(wanted, &service)
+        if let Some((found, since)) = known.verdict(wanted)
             && now >= (since + MORE).min(until)
         {
             return Ok(found);
         }
         if now >= until {
-            let found = known.addresses(wanted.host, wanted.port);
+            let found = known.addresses(wanted.port);
             let asked: Vec<_> = ears.iter().map(|ear| ear.link.name.as_str()).collect();
             let asked: BTreeSet<_> = asked.into_iter().collect();
             let asked: Vec<_> = asked.into_iter().collect();
@@ -126,9 +126,11 @@ pub fn find(wanted: Wanted<'_>, until: Instant) -> io::Result<Vec<SocketAddr>> {
             (due, round) = (now + pause, round + 1);
             pause = (pause * 2).min(REPEAT.1);
         }
-        let next = known.verdict(wanted, &service).map(|(_, since)| since + MORE);
+        let next = known.verdict(wanted).map(|(_, since)| since + MORE);
         let next = next.into_iter().chain([due, until, known.patience_ends()]).min();
-        hear(&ears, next.unwrap_or(until), &mut known);
+        hear(&ears, next.unwrap_or(until), |response, link| {
+            known.learn(response, wanted, &service, link);
+        });
     }
 }
 
@@ -196,7 +198,7 @@ impl Ear {
     }
 }
 
-fn hear(ears: &[Ear], until: Instant, known: &mut Known) {
+fn hear(ears: &[Ear], until: Instant, mut learn: impl FnMut(&Response, u32)) {
     let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
     let mut fds: Vec<_> =
         ears.iter().map(|ear| PollFd::new(ear.socket.as_fd(), PollFlags::POLLIN)).collect();
@@ -214,7 +216,7 @@ fn hear(ears: &[Ear], until: Instant, known: &mut Known) {
                 continue;
             }
             match Response::parse(buffer.get(..length).unwrap_or_default()) {
-                Ok(response) => known.learn(&response, ear.link.index),
+                Ok(response) => learn(&response, ear.link.index),
                 Err(error) => log::debug!("mDNS from {from}: {error}"),
             }
         }
@@ -224,41 +226,42 @@ fn hear(ears: &[Ear], until: Instant, known: &mut Known) {
 /// What has been heard so far.
 #[derive(Debug, Default)]
 struct Known {
-    addresses: Vec<(Name, IpAddr, u32)>,
-    /// Instance of a service, port, host.
-    services: Vec<(Name, u16, Name)>,
-    /// Instances whose host and port are not known yet.
-    instances: BTreeSet<Name>,
+    /// The host's, each with the interface it was heard on.
+    addresses: Vec<(IpAddr, u32)>,
+    /// Instances of the service; the port of those that are on the host.
+    services: Vec<(Name, Option<u16>)>,
+    /// Instances that were named.
+    instances: Vec<Name>,
     asked: usize,
     first: Option<Instant>,
 }
 
+/// Each thing once, and not more of them than [`MAX_KNOWN`].
+fn remember<T: PartialEq>(known: &mut Vec<T>, one: T) {
+    if known.len() < MAX_KNOWN && !known.contains(&one) {
+        known.push(one);
+    }
+}
+
 impl Known {
-    /// Takes what a response says, heard on the interface with this number.
-    fn learn(&mut self, response: &Response, link: u32) {
+    /// Takes what a response says of the wanted host and of services, heard on the interface with this number.
+    fn learn(&mut self, response: &Response, wanted: Wanted<'_>, service: &Name, link: u32) {
         if response.rcode != 0 {
             return;
         }
         for record in response.records.iter().filter(|record| record.ttl > 0) {
             match &record.data {
-                Data::Address(address) => {
-                    let one = (record.name.clone(), *address, link);
-                    if self.addresses.len() < MAX_KNOWN && !self.addresses.contains(&one) {
-                        self.addresses.push(one);
-                    }
+                Data::Address(address) if record.name == *wanted.host => {
+                    remember(&mut self.addresses, (*address, link));
                 }
-                Data::Service { port, target } => {
-                    let one = (record.name.clone(), *port, target.clone());
-                    if self.services.len() < MAX_KNOWN && !self.services.contains(&one) {
-                        self.services.push(one);
-                    }
+                Data::Service { port, target } if record.name.is_below(service) => {
+                    let on_host = (target == wanted.host).then_some(*port);
+                    remember(&mut self.services, (record.name.clone(), on_host));
                 }
-                Data::Pointer(instance) => {
-                    if self.instances.len() < MAX_KNOWN {
-                        self.instances.insert(instance.clone());
-                    }
+                Data::Pointer(instance) if instance.is_below(service) => {
+                    remember(&mut self.instances, instance.clone());
                 }
-                Data::Alias(_) | Data::Other => {}
+                _ => {}
             }
         }
     }
@@ -273,38 +276,28 @@ impl Known {
         let mut questions = vec![(wanted.host, Kind::A), (wanted.host, Kind::Aaaa)];
         if wanted.service {
             questions.insert(0, (service, Kind::Ptr));
-            let open = self.instances.iter().filter(|instance| {
-                instance.is_below(service) && !self.services.iter().any(|(of, ..)| of == *instance)
-            });
+            let is_known = |instance: &Name| self.services.iter().any(|(of, _)| of == instance);
+            let open = self.instances.iter().filter(|instance| !is_known(instance));
             questions.extend(open.take(8).map(|instance| (instance, Kind::Srv)));
         }
         questions
     }
 
     /// The host's addresses, and since when they are known; nothing while its service may still follow.
-    fn verdict(
-        &mut self,
-        wanted: Wanted<'_>,
-        service: &Name,
-    ) -> Option<(Vec<SocketAddr>, Instant)> {
-        if self.addresses(wanted.host, wanted.port).is_empty() {
+    fn verdict(&mut self, wanted: Wanted<'_>) -> Option<(Vec<SocketAddr>, Instant)> {
+        if self.addresses(wanted.port).is_empty() {
             return None;
         }
         let since = *self.first.get_or_insert_with(Instant::now);
         if !wanted.service {
-            return Some((self.addresses(wanted.host, wanted.port), since));
+            return Some((self.addresses(wanted.port), since));
         }
-        let ports: BTreeSet<u16> = self
-            .services
-            .iter()
-            .filter(|(instance, _, host)| instance.is_below(service) && host == wanted.host)
-            .map(|(_, port, _)| *port)
-            .collect();
+        let ports: BTreeSet<u16> = self.services.iter().filter_map(|(_, port)| *port).collect();
         if ports.is_empty() {
-            let found = self.addresses(wanted.host, wanted.port);
+            let found = self.addresses(wanted.port);
             return (since.elapsed() >= SERVICE_PATIENCE).then_some((found, since));
         }
-        let found = ports.into_iter().flat_map(|port| self.addresses(wanted.host, port));
+        let found = ports.into_iter().flat_map(|port| self.addresses(port));
         Some((found.collect(), since))
     }
 
@@ -315,10 +308,9 @@ impl Known {
         ends.filter(|ends| *ends > now).unwrap_or(now + REPEAT.1)
     }
 
-    fn addresses(&self, host: &Name, port: u16) -> Vec<SocketAddr> {
-        let of_host = self.addresses.iter().filter(|(name, ..)| name == host);
+    fn addresses(&self, port: u16) -> Vec<SocketAddr> {
         let mut found = Vec::new();
-        for (_, address, link) in of_host {
+        for (address, link) in &self.addresses {
             let address = match address {
                 // Such an address means something on its link only.
                 IpAddr::V6(v6) if v6.is_unicast_link_local() => {
@@ -358,23 +350,26 @@ mod tests {
         Data::Service { port, target: name(host) }
     }
 
+    fn wanted(host: &Name, service: bool) -> Wanted<'_> {
+        Wanted { host, port: 80, service }
+    }
+
     #[test]
     fn a_service_says_the_port_of_its_own_host_only() {
         let (host, kind) = (name("KMS.local"), name(SERVICE));
-        let wanted = Wanted { host: &host, port: 80, service: true };
+        let wanted = wanted(&host, true);
         let mut known = Known::default();
-        known.learn(
-            &response(vec![
-                ("other._kcrypt._tcp.local", 9, service(1, "other.local")),
-                ("x._http._tcp.local", 9, service(2, "kms.local")),
-                ("gone._kcrypt._tcp.local", 0, service(3, "kms.local")),
-                ("kms.local", 9, address("10.0.0.1")),
-            ]),
-            1,
-        );
-        assert!(known.verdict(wanted, &kind).is_none(), "the service may still follow");
-        known.learn(&response(vec![("a._kcrypt._tcp.local", 9, service(8082, "Kms.Local"))]), 1);
-        let (found, _) = known.verdict(wanted, &kind).unwrap();
+        let first = response(vec![
+            ("other._kcrypt._tcp.local", 9, service(1, "other.local")),
+            ("x._http._tcp.local", 9, service(2, "kms.local")),
+            ("gone._kcrypt._tcp.local", 0, service(3, "kms.local")),
+            ("kms.local", 9, address("10.0.0.1")),
+        ]);
+        known.learn(&first, wanted, &kind, 1);
+        assert!(known.verdict(wanted).is_none(), "the service may still follow");
+        let second = response(vec![("a._kcrypt._tcp.local", 9, service(8082, "Kms.Local"))]);
+        known.learn(&second, wanted, &kind, 1);
+        let (found, _) = known.verdict(wanted).unwrap();
         assert_eq!(found, ["10.0.0.1:8082".parse().unwrap()]);
     }
 
@@ -388,9 +383,8 @@ mod tests {
             ("kms.local", 9, address("fd00::1")),
             ("sms.local", 9, address("fd00::2")),
         ];
-        known.learn(&response(records), 7);
-        let wanted = Wanted { host: &host, port: 80, service: false };
-        let (found, _) = known.verdict(wanted, &name(SERVICE)).unwrap();
+        known.learn(&response(records), wanted(&host, false), &name(SERVICE), 7);
+        let (found, _) = known.verdict(wanted(&host, false)).unwrap();
         let link = SocketAddrV6::new("fe80::1".parse().unwrap(), 80, 0, 7);
         assert_eq!(found, [link.into(), "[fd00::1]:80".parse().unwrap()]);
     }
@@ -398,24 +392,34 @@ mod tests {
     #[test]
     fn an_instance_without_a_place_is_asked_for_it() {
         let (host, kind) = (name("kms.local"), name(SERVICE));
-        let wanted = Wanted { host: &host, port: 80, service: true };
+        let wanted = wanted(&host, true);
         let mut known = Known::default();
         assert_eq!(known.questions(wanted, &kind).len(), 3);
         assert!(!known.has_news());
         let instance = name("a._kcrypt._tcp.local");
-        known.learn(&response(vec![(SERVICE, 9, Data::Pointer(instance.clone()))]), 1);
+        let pointer = response(vec![(SERVICE, 9, Data::Pointer(instance.clone()))]);
+        known.learn(&pointer, wanted, &kind, 1);
         assert!(known.has_news());
         assert!(known.questions(wanted, &kind).contains(&(&instance, Kind::Srv)));
         assert!(!known.has_news());
     }
 
     #[test]
-    fn what_strangers_announce_is_bounded() {
+    fn what_strangers_announce_is_bounded_and_does_not_crowd_out_the_host() {
+        let (host, kind) = (name("kms.local"), name(SERVICE));
+        let wanted = wanted(&host, false);
         let mut known = Known::default();
-        for number in 0..1000 {
-            let of = format!("n{number}.local");
-            known.learn(&response(vec![(&of, 9, address("10.0.0.1"))]), 1);
+        let many = |of: fn(u32) -> String| -> Vec<Response> {
+            let is = |number| format!("10.0.{}.{}", number / 250, number % 250);
+            (0..1000).map(|number| response(vec![(&of(number), 9, address(&is(number)))])).collect()
+        };
+        for response in many(|number| format!("n{number}.local")) {
+            known.learn(&response, wanted, &kind, 1);
         }
-        assert_eq!(known.addresses.len(), MAX_KNOWN);
+        assert!(known.verdict(wanted).is_none());
+        for response in many(|_| "kms.local".to_owned()) {
+            known.learn(&response, wanted, &kind, 1);
+        }
+        assert_eq!(known.verdict(wanted).unwrap().0.len(), MAX_KNOWN);
     }
 }
