@@ -14,6 +14,7 @@ mod configuration;
 mod files;
 mod messages;
 mod network;
+mod responder;
 pub mod seeds;
 mod tpm;
 
@@ -26,7 +27,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "v1_token", run: messages::v1_token },
     Target { name: "v1_message", run: messages::v1_message },
     Target { name: "v2_message", run: messages::v2_message },
@@ -41,6 +42,7 @@ pub const TARGETS: [Target; 15] = [
     Target { name: "identity", run: files::identity },
     Target { name: "timeline", run: files::timeline },
     Target { name: "dns", run: network::dns },
+    Target { name: "mdns", run: responder::mdns },
     Target { name: "http", run: network::http },
 ];
 

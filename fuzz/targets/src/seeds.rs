@@ -130,6 +130,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             json!({"version": 1, "boot_id": "x", "outcome": "unlocked", "mode": "online", "reason": "y", "steps": [{"name": "start", "at_ms": 5, "took_ms": 7}]}).to_string(),
         ],
         "dns" => return answers(),
+        "mdns" => return questions(),
         "http" => vec![
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\n\r\n".to_owned(),
@@ -197,5 +198,21 @@ fn answers() -> Vec<Vec<u8>> {
         [header(1, 2), asked, alias, address].concat(),
         [header(0, 2), instance, port].concat(),
         b"kms.example.org".to_vec(),
+    ]
+}
+
+/// What Kairos' client asks for, both at once, and a packet of a host that has our name.
+fn questions() -> Vec<Vec<u8>> {
+    let header = |flags: u8, questions: u8, answers: u8| {
+        vec![0, 0, flags, 0, 0, questions, 0, answers, 0, 0, 0, 0]
+    };
+    let service = b"\x07_kcrypt\x04_tcp\x05local\x00\0\x0c\x80\x01";
+    let host = b"\x03kms\x05local\x00\0\xff\0\x01";
+    let theirs = b"\x03kms\x05local\x00\0\x01\x80\x01\0\0\0\x78\0\x04\xc0\0\x02\x63";
+    vec![
+        [header(0, 1, 0), service.to_vec()].concat(),
+        [header(0, 2, 0), service.to_vec(), host.to_vec()].concat(),
+        [header(0, 2, 0), host.to_vec(), b"\xc0\x0c\0\x1c\0\x01".to_vec()].concat(),
+        [header(0x84, 0, 1), theirs.to_vec()].concat(),
     ]
 }
