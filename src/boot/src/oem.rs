@@ -73,7 +73,7 @@ fn read_mounted(directories: &[PathBuf]) -> Result<Local, BootError> {
     Ok(Local::read(if given.is_empty() { &standard } else { &given }, &cmdline)?)
 }
 
-fn read_cmdline() -> Result<String, BootError> {
+pub(crate) fn read_cmdline() -> Result<String, BootError> {
     let bytes = fs::read(CMDLINE).map_err(BootError::io(format!("read {CMDLINE}")))?;
     // Somebody else's word may be in any encoding; ours are ASCII.
     Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -182,8 +182,7 @@ impl<'a> Source<'a> {
 
 /// An installer's PCRs are not those of the system it installs.
 fn is_live_system() -> bool {
-    std::fs::read_to_string("/proc/cmdline")
-        .is_ok_and(|text| latchkey_config::cmdline::is_live(&text))
+    crate::oem::read_cmdline().is_ok_and(|text| latchkey_config::cmdline::is_live(&text))
 }
 
 /// When to give up, and how long that was from the start.
