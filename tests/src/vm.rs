@@ -198,7 +198,7 @@ impl<'a> Vm<'a> {
         let console =
             pipes.stdout.ok_or_else(|| Error::Setup("QEMU has no standard output".into()))?;
         let console = Transcript::follow(&format!("machine {}", self.name), console, log, started);
-        Ok(RunningVm { qemu, console, _tpm: tpm, _lane: lane })
+        Ok(RunningVm { qemu, console, _tpm: tpm, lane: Some(lane) })
     }
 
     fn command(&self, tpm: Option<&Path>) -> Result<Command> {
@@ -274,7 +274,8 @@ pub struct RunningVm {
     qemu: Running,
     console: Transcript,
     _tpm: Option<PoweredTpm>,
-    _lane: Lane,
+    /// Until the machine is off: a test that holds on to it may start the next one.
+    lane: Option<Lane>,
 }
 
 impl RunningVm {
@@ -325,6 +326,7 @@ impl RunningVm {
     pub fn wait_for_power_off(&mut self) -> Result<()> {
         self.console.wait_for_end(PATIENCE)?;
         if self.qemu.ended_within(PATIENCE)? {
+            self.lane = None;
             return Ok(());
         }
         Err(Error::StillRunning {
