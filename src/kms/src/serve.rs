@@ -51,6 +51,7 @@ pub(crate) fn run(options: Serve) -> Result<(), Error> {
     };
     let store = Store::open(&options.store)
         .map_err(|source| Error::Store { path: options.store.clone(), source })?;
+    store.remove_leftovers();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -215,10 +215,12 @@ where
         Ok(pubhash) => pubhash,
         Err(failure) => return (None, failure.before_proof()),
     };
+    let turn = store.turn_of(&pubhash).await;
     let decision = store.read(|snapshot| match endpoint {
         Endpoint::PostPass => v1::post(snapshot, &pubhash, facts),
         Endpoint::GetPass | Endpoint::Attestation => v1::get(snapshot, &pubhash, facts),
     });
+    drop(turn);
     let concluded = match endpoint {
         Endpoint::PostPass => post(peer, store, decision).await,
         Endpoint::GetPass | Endpoint::Attestation => get(peer, decision).await,

@@ -176,6 +176,7 @@ where
 {
     let now = rfc3339(SystemTime::now());
     let surroundings = Surroundings { now: &now, namespace: &settings.namespace };
+    let turn = store.turn_of(pubhash).await;
     let decision = store.read(|snapshot| v2::decide(snapshot, pubhash, &machine, &surroundings));
     let done = match decision.outcome {
         Outcome::Release(release) if !release.writes() => {
@@ -196,6 +197,7 @@ where
         }
         Outcome::Failed { why } => Done::failed(decision.target, "store", why),
     };
+    drop(turn);
     let ending = match done.end {
         End::Released { answer, reason, why } => match peer.send_answer(&answer).await {
             Ok(()) => Ending::new(Ended::Granted, reason, why),
@@ -254,7 +256,7 @@ fn decide_and_write(
     machine: &Machine,
     surroundings: &Surroundings<'_>,
 ) -> Done {
-    let mut change = match store.change() {
+    let change = match store.change() {
         Ok(change) => change,
         Err(error) => return Done::failed(None, "store", error.to_string()),
     };
@@ -263,7 +265,7 @@ fn decide_and_write(
     match outcome {
         Outcome::Release(release) => {
             let row = release.row.as_str();
-            match write(&mut change, *release) {
+            match write(store, change, *release) {
                 Ok((text, sealed)) => Done::released(target, &text, sealed, row),
                 Err(error) => Done::failed(target, "store", format!("{row}: {error}")),
             }
@@ -275,14 +277,22 @@ fn decide_and_write(
 
 /// First the Secret, then the volume: what a crash leaves between them is found and used by the next request.
 fn write(
-    change: &mut Change<'_>,
+    store: &Store,
+    mut change: Change<'_>,
     release: Release,
 ) -> Result<(Zeroizing<String>, bool), CreateError> {
     let (text, sealed) = match release.passphrase {
         Passphrase::Stored { text, sealed } => (text, sealed),
         Passphrase::New(secret) => {
             let text = new_passphrase().map_err(EditError::Random)?;
-            change.create_secret(&secret.with(&text))?;
+            let secret = secret.with(&text);
+            if let VolumeEffect::Create(volume) = &release.volume {
+                let prepared = change.prepare(&secret, volume)?;
+                drop(change);
+                store.write(&prepared)?;
+                return Ok((text, false));
+            }
+            change.create_secret(&secret)?;
             (text, false)
         }
     };

@@ -14,13 +14,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use latchkey_wire::manifest::{
-    self, Manifests, ObjectName, SEALED_VOLUME, SECRET, SealedVolume, Secret,
+use latchkey_wire::{
+    manifest::{self, Manifests, ObjectName, SEALED_VOLUME, SECRET, SealedVolume, Secret},
+    pubhash::Pubhash,
 };
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use zeroize::Zeroizing;
 
 use super::{
     CreateError, EditError, Status,
-    file::{self, Read, Stamp},
+    file::{self, NewFile, Read, Stamp},
     snapshot::{ObjectKey, ReadSecret, Snapshot, Unreadable},
     watch::{Changed, Watch},
 };
@@ -32,6 +36,12 @@ const MAX_NAME: usize = 180;
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
+/// How many requests write at once: enough to keep a disk busy, which makes many small writes durable in one go.
+const WRITERS: usize = 32;
+
+/// Turns that machines have, by the first two digits of their hash.
+const MACHINE_TURNS: usize = 256;
+
 /// A directory of manifests.
 pub(crate) struct Store {
     directory: PathBuf,
@@ -40,7 +50,8 @@ pub(crate) struct Store {
     /// How often the snapshot was changed, and whether the directory could be read at the last look.
     generation: AtomicU64,
     readable: AtomicBool,
-    turns: tokio::sync::Mutex<()>,
+    turns: Semaphore,
+    machine_turns: [tokio::sync::Mutex<()>; MACHINE_TURNS],
 }
 
 impl std::fmt::Debug for Store {
@@ -98,14 +109,10 @@ impl Store {
             snapshot: RwLock::default(),
             generation: AtomicU64::new(0),
             readable: AtomicBool::new(true),
-            turns: tokio::sync::Mutex::default(),
+            turns: Semaphore::new(WRITERS),
+            machine_turns: [const { tokio::sync::Mutex::const_new(()) }; MACHINE_TURNS],
         };
         let mut files = store.lock();
-        // Another program's half-written file is no leftover.
-        match lock_directory(&store.directory) {
-            Ok(_alone) => file::remove_leftovers(&store.directory),
-            Err(error) => log::warn!("store {}: {error}", store.directory.display()),
-        }
         files.watch = Watch::start(&store.directory);
         store.refresh(&mut files, Take::All);
         store.publish(&mut files);
@@ -114,6 +121,11 @@ impl Store {
         }
         drop(files);
         Ok(store)
+    }
+
+    /// Removes what a crash left half-written. For the server alone: it would take what it is writing from under it.
+    pub(crate) fn remove_leftovers(&self) {
+        file::remove_leftovers(&self.directory);
     }
 
     /// Looks for changes and takes those that have settled.
@@ -152,9 +164,38 @@ impl Store {
         Ok(Change { store: self, files, _alone: alone })
     }
 
-    /// Waits for one's turn to change the store, without keeping a thread waiting.
-    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.turns.lock().await
+    /// Waits until the store can be changed without many threads waiting for each other.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok() // it is never closed
+    }
+
+    /// Waits until no other request of the same machine is served: what one of them has written counts for the next when it
+    /// is durable, not before. (Some machines share a turn.)
+    pub(crate) async fn turn_of(
+        &self,
+        machine: &Pubhash,
+    ) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let digits =
+            machine.as_str().get(..2).and_then(|digits| usize::from_str_radix(digits, 16).ok());
+        match self.machine_turns.get(digits.unwrap_or_default()) {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        }
+    }
+
+    /// Writes what [`Change::prepare`] has prepared, beside whatever else is being written. If a name was taken meanwhile, by
+    /// another program or a machine whose hash begins alike, it fails, and the next request finds that.
+    pub(crate) fn write(&self, prepared: &Prepared) -> Result<(), EditError> {
+        file::write_new(&self.directory, &prepared.files).map_err(|source| EditError::Io {
+            path: prepared.files.first().map(|file| file.path.clone()).unwrap_or_default(),
+            source,
+        })?;
+        let mut files = self.lock();
+        for file in &prepared.files {
+            files.take_own(&file.path);
+        }
+        self.publish(&mut files);
+        Ok(())
     }
 
     /// Adds a Secret durably, or says why not. Never changes an existing one.
@@ -273,6 +314,17 @@ impl std::fmt::Debug for Change<'_> {
     }
 }
 
+/// Files that are to be written; no one else is held up by it.
+pub(crate) struct Prepared {
+    files: Vec<NewFile>,
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.files.iter().map(|file| &file.path)).finish()
+    }
+}
+
 impl Change<'_> {
     /// Looks something up in the store as it is now.
     pub(crate) fn read<T>(&self, look_up: impl FnOnce(&Snapshot) -> T) -> T {
@@ -281,6 +333,36 @@ impl Change<'_> {
 
     /// Adds a Secret durably, or says why not. Never changes an existing one.
     pub(crate) fn create_secret(&mut self, secret: &Secret) -> Result<(), CreateError> {
+        let file = self.new_secret(secret)?;
+        let path = file.path.clone();
+        file::write_new(&self.store.directory, &[file])
+            .map_err(|source| EditError::Io { path: path.clone(), source })?;
+        self.files.take_own(&path);
+        self.store.publish(&mut self.files);
+        Ok(())
+    }
+
+    /// Prepares to add a Secret, and a volume after it, once this change is over: see [`Store::write`].
+    pub(crate) fn prepare(
+        &self,
+        secret: &Secret,
+        volume: &SealedVolume,
+    ) -> Result<Prepared, CreateError> {
+        Ok(Prepared { files: vec![self.new_secret(secret)?, self.new_volume(volume)?] })
+    }
+
+    /// Adds a volume durably, or says why not. Never changes an existing one.
+    pub(crate) fn create_volume(&mut self, volume: &SealedVolume) -> Result<(), CreateError> {
+        let file = self.new_volume(volume)?;
+        let path = file.path.clone();
+        file::write_new(&self.store.directory, &[file])
+            .map_err(|source| EditError::Io { path: path.clone(), source })?;
+        self.files.take_own(&path);
+        self.store.publish(&mut self.files);
+        Ok(())
+    }
+
+    fn new_secret(&self, secret: &Secret) -> Result<NewFile, CreateError> {
         let (namespace, name) = (secret.metadata.namespace(), secret.metadata.name.as_str());
         match self.read(|snapshot| match snapshot.secret(namespace, name) {
             ReadSecret::Found(_) => Some(CreateError::Exists(SECRET)),
@@ -288,12 +370,11 @@ impl Change<'_> {
             ReadSecret::Absent => None,
         }) {
             Some(error) => Err(error),
-            None => self.create_object((namespace, name), "secret", &secret.to_yaml()),
+            None => self.new_file((namespace, name), "secret", &secret.to_yaml()),
         }
     }
 
-    /// Adds a volume durably, or says why not. Never changes an existing one.
-    pub(crate) fn create_volume(&mut self, volume: &SealedVolume) -> Result<(), CreateError> {
+    fn new_volume(&self, volume: &SealedVolume) -> Result<NewFile, CreateError> {
         let (namespace, name) = (volume.metadata.namespace(), volume.metadata.name.as_str());
         if self.read(|snapshot| snapshot.is_volume_name_taken(namespace, name)) {
             return Err(CreateError::Exists(SEALED_VOLUME));
@@ -302,26 +383,25 @@ impl Change<'_> {
         if !manifest::parse(&text).is_ok_and(|read| read.volumes == [volume.clone()]) {
             return Err(EditError::Unwritable(name.to_owned()).into());
         }
-        self.create_object((namespace, name), "volume", &text)
+        self.new_file((namespace, name), "volume", &text)
     }
 
-    fn create_object(
-        &mut self,
+    fn new_file(
+        &self,
         (namespace, name): (&str, &str),
         kind: &str,
         text: &str,
-    ) -> Result<(), CreateError> {
+    ) -> Result<NewFile, CreateError> {
         if !is_object_name(name, MAX_NAME)
             || !is_object_name(namespace, 63)
             || namespace.contains('.')
         {
             return Err(CreateError::Name(name.to_owned()));
         }
-        let path = self.store.directory.join(format!("{namespace}.{name}.{kind}.yaml"));
-        file::write_new(&self.store.directory, &path, text.as_bytes())
-            .map_err(|source| EditError::Io { path: path.clone(), source })?;
-        self.taken(&path);
-        Ok(())
+        Ok(NewFile {
+            path: self.store.directory.join(format!("{namespace}.{name}.{kind}.yaml")),
+            content: Zeroizing::new(text.as_bytes().to_vec()),
+        })
     }
 
     /// Changes the `spec` of one volume in the file it is in; whether there was anything to change. What else is in the file
@@ -424,19 +504,10 @@ impl Change<'_> {
     fn changed(&mut self, object: &ObjectName<'_>) {
         for path in self.read(|snapshot| snapshot.paths(object)) {
             if path.exists() {
-                self.taken(&path);
+                self.files.take_own(&path);
             } else {
                 self.files.forget(&path);
             }
-        }
-        self.store.publish(&mut self.files);
-    }
-
-    /// Takes a file as this program has just written it.
-    fn taken(&mut self, path: &Path) {
-        self.files.take(path);
-        if let Some(known) = self.files.known.get_mut(path) {
-            known.read = known.seen; // nobody else writes it in the same instant
         }
         self.store.publish(&mut self.files);
     }
@@ -505,6 +576,14 @@ impl Files {
         known.taken = true;
         if news {
             self.stale.entry(path).or_insert(old);
+        }
+    }
+
+    /// Takes a file as this program has just written it.
+    fn take_own(&mut self, path: &Path) {
+        self.take(path);
+        if let Some(known) = self.known.get_mut(path) {
+            known.read = known.seen; // nobody else writes it in the same instant
         }
     }
 

@@ -101,15 +101,32 @@ pub(super) fn read(path: &Path) -> io::Result<Read> {
     })
 }
 
-/// Writes a new file, mode 0600, that is complete and durable when it appears, or fails if the name is taken.
-pub(super) fn write_new(directory: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = temporary_in(directory)?;
-    let written = write(&temporary, content, None).and_then(|()| fs::hard_link(&temporary, path));
-    let removed = fs::remove_file(&temporary);
-    written?;
-    if let Err(error) = removed {
-        log::warn!("store: {}: cannot be removed: {error}", temporary.display());
+/// A file that is to be, and what it is to hold.
+pub(super) struct NewFile {
+    pub(super) path: PathBuf,
+    pub(super) content: Zeroizing<Vec<u8>>,
+}
+
+/// Writes new files, mode 0600, that are complete and durable when they appear, one after the other; or fails at the first
+/// whose name is taken.
+pub(super) fn write_new(directory: &Path, files: &[NewFile]) -> io::Result<()> {
+    let mut temporary = Vec::new();
+    let written = files.iter().try_for_each(|file| {
+        let path = temporary_in(directory)?;
+        temporary.push(path.clone());
+        write(&path, &file.content, None)
+    });
+    let linked = written.and_then(|()| {
+        temporary.iter().zip(files).try_for_each(|(from, file)| fs::hard_link(from, &file.path))
+    });
+    for path in temporary {
+        if let Err(error) = fs::remove_file(&path)
+            && linked.is_ok()
+        {
+            log::warn!("store: {}: cannot be removed: {error}", path.display());
+        }
     }
+    linked?;
     sync_directory(directory)
 }
 
