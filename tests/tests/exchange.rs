@@ -505,3 +505,21 @@ fn copy(mut from: TcpStream, mut to: TcpStream, left: &AtomicI64) {
         let _ = stream.shutdown(Shutdown::Both);
     }
 }
+
+/// A check is no enrolment: a server that takes whoever comes does not take whoever only looks.
+#[test]
+fn doctor_finds_the_key_server_and_leaves_nothing_in_its_store() {
+    let (mut kms, url) = kms("doctor");
+    let machine = Machine::new("doctor-machine");
+    machine.configure(Some(&url));
+    let stored = |kms: &Kms| (kms.volumes().unwrap(), kms.secrets().unwrap());
+    let before = stored(&kms);
+    let run = machine.run(&["doctor"], "");
+    assert!(run.stdout.contains("answers, and speaks generation 2 and 1"), "{}", run.stdout);
+    assert_eq!(stored(&kms), before);
+    kms.stop();
+    let run = machine.run(&["doctor"], "");
+    let told = run.stdout.lines().find(|line| line.starts_with("FAIL  key server"));
+    assert!(told.is_some_and(|line| line.contains("port open?")), "{}", run.stdout);
+    assert_ne!(run.code, 0);
+}

@@ -63,6 +63,7 @@ fn each_finding_is_one_line_with_its_level_and_json_has_them_all() {
     for what in [
         "configuration: ",
         "what is unlocked: ",
+        "mesh: ",
         "clock: ",
         "TPM: ",
         "TPM lockout: ",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use latchkey_config::{Config, DIRS};
+use latchkey_config::{Challenger, Config, DIRS, Protocol};
 
 use super::report::Report;
 use crate::{BootError, oem, unlock};
@@ -67,7 +67,32 @@ fn summary(report: &mut Report<'_>, config: &Config) -> Result<(), BootError> {
     } else {
         format!("by key server: {}", challenger.servers.join(", "))
     };
-    report.ok("what is unlocked", format!("{labels}, {way}, within {deadline} s"))
+    report.ok("what is unlocked", format!("{labels}, {way}, within {deadline} s"))?;
+    if !challenger.servers.is_empty() {
+        report.ok("key server settings", server_settings(challenger))?;
+    }
+    match &config.mesh {
+        Some(mesh) => {
+            report.ok("mesh", format!("{} as {} in {}", mesh.interface, mesh.network, mesh.prefix))
+        }
+        None => report.ok("mesh", "none is configured: this machine gets no mesh identity"),
+    }
+}
+
+fn server_settings(challenger: &Challenger) -> String {
+    let protocol = match challenger.protocol {
+        Protocol::Auto => "generation 2, or 1 where the server has no other",
+        Protocol::V1 => "generation 1",
+        Protocol::V2 => "generation 2",
+    };
+    let pcrs: Vec<_> = challenger.pcrs.iter().map(ToString::to_string).collect();
+    let pem = challenger.certificate.as_deref().unwrap_or_default();
+    let trusted = match pem.matches("-----BEGIN CERTIFICATE-----").count() {
+        0 => "the system's authorities alone".to_owned(),
+        number => format!("{number} certificate(s) beside the system's authorities"),
+    };
+    let mdns = if challenger.mdns { ", .local names by multicast alone" } else { "" };
+    format!("{protocol}; PCRs {}; trusting {trusted}{mdns}", pcrs.join(","))
 }
 
 /// YAML files that are not among those that were read.
