@@ -86,8 +86,8 @@ complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_u
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l nv-index -d 'NV index of the sealed passphrase (default: as configured, or 0x1500000)' -r -f
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l tpm-device -d 'the TPM: device, unix socket or TCTI string, instead of what is configured or found' -r -F
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l config -d 'read cloud-config from DIR instead of where Kairos has it (/oem, /run/cos/oem, ...); may be repeated' -r -f -a "(__fish_complete_directories)"
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l keys -d 'also the keys that kcrypt keeps in the TPM (EK, SRK, c_index); they are made again when needed'
-complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l force -d 'also what is not as kcrypt makes it: it may belong to another program'
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l keys -d 'also the key that sealed it (c_index), and with --force EK and SRK; all are made again when needed'
+complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l force -d 'also what other programs may use, or what is not as kcrypt makes it'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l i-know-what-i-am-doing -d 'do not ask'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -l debug -d 'say every step'
 complete -c kcrypt-discovery-challenger -n "__fish_kcrypt_discovery_challenger_using_subcommand cleanup" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -99,23 +99,31 @@ fn targets(
     }
     for (handle, purpose) in kcrypt_handles(settings.c_index) {
         let Some(held) = tpm.held(handle)? else { continue };
-        // A key whose template is unknown cannot be made again, and what was sealed to it is lost.
-        let ours =
-            held.is_kcrypts() && (held != Held::BlobKey || tpm.blob_key_can_be_remade(handle)?);
-        if !ours && !options.force {
-            return Err(BootError::NotOurs {
-                what: format!("handle 0x{handle:08x} ({purpose})"),
-                why: if held.is_kcrypts() {
-                    "neither generation's template makes this key, so nothing could make it again"
-                        .into()
-                } else {
-                    format!("it is {}", describe(Some(held)))
-                },
-            });
+        if options.force || is_only_ours(tpm, handle, held)? {
+            targets.push(Target::Key { handle, purpose, held });
+        } else {
+            log::info!(
+                "handle 0x{handle:08x} ({purpose}) is left: other programs use the same key, as systemd-cryptenroll; --force removes it all the same"
+            );
         }
-        targets.push(Target::Key { handle, purpose, held });
     }
     Ok(targets)
+}
+
+/// Whether a key is of no use to anybody else. EK and SRK are by the templates of the TCG, for all programs of a machine.
+///
+/// # Errors
+/// [`BootError::NotOurs`] for what kcrypt does not make.
+fn is_only_ours(tpm: &mut Tpm, handle: u32, held: Held) -> Result<bool, BootError> {
+    let why = match held {
+        Held::EndorsementKey | Held::StorageRoot(_) => return Ok(false),
+        Held::BlobKey if tpm.blob_key_can_be_remade(handle)? => return Ok(true),
+        Held::BlobKey => {
+            "neither generation's template makes this key, so nothing could make it again".into()
+        }
+        _ => format!("it is {}", describe(Some(held))),
+    };
+    Err(BootError::NotOurs { what: format!("handle 0x{handle:08x}"), why })
 }
 
 /// What opens by the passphrase, as far as headers say.

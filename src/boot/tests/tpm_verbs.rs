@@ -201,6 +201,10 @@ fn cleanup_leaves_the_keys_unless_told_and_they_come_again() {
     assert!(persistent(&machine).contains("0x81010001"));
     let run = machine.run(&["cleanup", SURE, "--keys"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains("0x81010001 (endorsement key) is left"), "{}", run.stderr);
+    assert!(!persistent(&machine).contains("0x81000008"));
+    assert!(persistent(&machine).contains("0x81010001"));
+    assert_eq!(machine.run(&["cleanup", SURE, "--keys", "--force"]).code, 0);
     assert_eq!(persistent(&machine).trim(), "");
     assert!(machine.run(&["cleanup", SURE, "--keys"]).stderr.contains("nothing to remove"));
     assert_eq!(machine.run(&[]).text(), name);

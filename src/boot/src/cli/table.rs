@@ -197,10 +197,10 @@ pub const NV_INDEX: Flag = option(
 );
 pub const KEYS: Flag = switch(
     "keys",
-    "also the keys that kcrypt keeps in the TPM (EK, SRK, c_index); they are made again when needed",
+    "also the key that sealed it (c_index), and with --force EK and SRK; all are made again when needed",
 );
 pub const FORCE: Flag =
-    switch("force", "also what is not as kcrypt makes it: it may belong to another program");
+    switch("force", "also what other programs may use, or what is not as kcrypt makes it");
 pub const SURE: Flag = switch("i-know-what-i-am-doing", "do not ask");
 
 /// What each exit code says.
