@@ -70,6 +70,21 @@ pub enum BootError {
     #[error("the {origin} does not open {} ({label}){}", device.display(), .origin.advice())]
     WrongPassphrase { label: String, device: PathBuf, origin: Origin },
 
+    #[error(
+        "{server} still releases the present passphrase of {label}. Either run `rekey --wait SECONDS {label}` and have the Secret changed, or forgotten, while it waits; or change it first, and run `rekey --key-stdin {label}` with the old passphrase or the recovery key"
+    )]
+    NothingNew { label: String, server: String },
+
+    #[error(
+        "{} ({label}) has no key beside the machine's. While its passphrase is changed at the key server, a power cut could leave none that opens it: make a recovery key first, with `encrypt --recovery-key {label}`", device.display()
+    )]
+    NoOtherKey { label: String, device: PathBuf },
+
+    #[error(
+        "the passphrase that is released for {label} changed once more in the meantime. The volume still opens with the one before; run `rekey {label}` again"
+    )]
+    ChangedAgain { label: String },
+
     #[error("{operation} on {}: {error}", device.display())]
     Cryptsetup { operation: &'static str, device: PathBuf, error: String },
 
@@ -125,10 +140,10 @@ impl BootError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Io { .. } | Self::NotOurs { .. } => 1,
+            Self::Usage(_) | Self::Io { .. } | Self::NotOurs { .. } | Self::NoOtherKey { .. } => 1,
             Self::Config(_) | Self::Setting(_) => 10,
             Self::Tpm(error) => tpm_exit_code(error),
-            Self::NotInstalled(_) => 31,
+            Self::NotInstalled(_) | Self::NothingNew { .. } | Self::ChangedAgain { .. } => 31,
             Self::Unfinished => 21,
             Self::Deadline { last, .. } | Self::Attempts { last, .. } => match **last {
                 Self::VolumeMissing { .. } => 40,

@@ -1,7 +1,7 @@
 //! `encrypt`: what an installer calls. Gets each partition a passphrase that TPM or key server will
 //! release again, and only then encrypts the partition with it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use latchkey_config::Config;
@@ -119,8 +119,8 @@ fn key_plan(config: &Config) -> Result<String, BootError> {
 /// What has to be known about encrypting this one.
 fn note(config: &Config, label: &str) -> Option<String> {
     let needed = match mode(config) {
-        Mode::Online => "the key server, as kcrypt.challenger.challenger_server=URL,",
-        Mode::Offline => "install.encrypted_partitions",
+        Mode::Online => "kcrypt.challenger.challenger_server=URL",
+        Mode::Offline => "kcrypt.challenger.challenger_server= (nothing behind it: there is none)",
     };
     (plain_label(label) == OEM).then(|| {
         format!(
@@ -183,14 +183,24 @@ fn encrypt_one(
     Ok((report, recovery))
 }
 
-/// Leaves this machine's mark in the volume, by which `unlock` knows it from an impostor.
 fn enrol(config: &Config, label: &str, volume: &Volume, report: &Report) -> Result<(), BootError> {
     let mut tpm = Tpm::open_within(config.challenger.tpm_device.as_deref(), TPM_PATIENCE)?;
-    let mac = tpm.volume_mac(&report.uuid, plain_label(label))?;
-    Ok(encrypt::bind(&volume.device, unlock_of(config), &mac)?)
+    mark(&mut tpm, config, label, &volume.device, &report.uuid)
 }
 
-fn unlock_of(config: &Config) -> Unlock {
+/// Leaves this machine's mark in the volume, by which `unlock` knows it from an impostor.
+pub(crate) fn mark(
+    tpm: &mut Tpm,
+    config: &Config,
+    label: &str,
+    device: &Path,
+    uuid: &str,
+) -> Result<(), BootError> {
+    let mac = tpm.volume_mac(uuid, plain_label(label))?;
+    Ok(encrypt::bind(device, unlock_of(config), &mac)?)
+}
+
+pub(crate) fn unlock_of(config: &Config) -> Unlock {
     match mode(config) {
         Mode::Offline => Unlock::Offline,
         Mode::Online => Unlock::Online,

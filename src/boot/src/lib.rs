@@ -28,6 +28,7 @@ pub mod oem;
 pub mod passphrase;
 pub mod plugin;
 pub mod prompt;
+pub mod rekey;
 pub mod resolver;
 pub mod token;
 pub mod unlock;

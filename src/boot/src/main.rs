@@ -12,7 +12,7 @@ use kcrypt_discovery_challenger::info::{DEFAULT_PCRS, Info};
 use kcrypt_discovery_challenger::nv::Nv;
 use kcrypt_discovery_challenger::passphrase::Deadline;
 use kcrypt_discovery_challenger::{
-    BootError, cleanup, doctor, encrypt, install, logging, oem, plugin, unlock,
+    BootError, cleanup, doctor, encrypt, install, logging, oem, plugin, prompt, rekey, unlock,
 };
 use latchkey_config::{Challenger, Config};
 use latchkey_tpm::Tpm;
@@ -65,6 +65,7 @@ fn run(invocation: &Invocation) -> Result<(), BootError> {
         Command::Pubhash => print_pubhash(invocation),
         Command::Unlock => unlock::run(directories(invocation)),
         Command::Encrypt => encrypt_partitions(invocation),
+        Command::Rekey => change_key(invocation),
         Command::Get => print_passphrase(invocation),
         Command::Info => show_info(invocation),
         Command::CheckNv => print(&open_nv(invocation)?.check()?),
@@ -252,6 +253,22 @@ fn encrypt_partitions(invocation: &Invocation) -> Result<(), BootError> {
             None => Ok(()),
         }
     })
+}
+
+fn change_key(invocation: &Invocation) -> Result<(), BootError> {
+    let config = oem::load(&directories(invocation), oem::PATIENCE)?;
+    let label = invocation.operands.first().cloned().unwrap_or_default();
+    let wait = invocation.text(&table::WAIT)?;
+    let options = rekey::Options {
+        device: invocation.value(&table::DEVICE).map(PathBuf::from),
+        wait: cli::seconds(&table::WAIT, wait.as_deref().unwrap_or("0"))?,
+        key: match invocation.has(&table::KEY_STDIN) {
+            true => Some(prompt::from_stdin(&format!("A key of {label}: "))?),
+            false => None,
+        },
+        label,
+    };
+    rekey::run(&config, &options)
 }
 
 fn print(text: &str) -> Result<(), BootError> {

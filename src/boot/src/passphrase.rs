@@ -244,11 +244,31 @@ fn no_route(servers: &[Server]) -> BootError {
     })
 }
 
+/// The NV index beside the configured one, where a change of the machine's key keeps the new passphrase until it is everywhere.
+pub(crate) fn staged_index(settings: &Challenger) -> u32 {
+    settings.nv_index ^ 1
+}
+
+/// The passphrase of offline mode. While `rekey` writes the new one over the old, a power cut can leave neither; both then open
+/// every volume, and the new one is kept a second time.
 pub(crate) fn unseal_offline(
     tpm: &mut Tpm,
     settings: &Challenger,
 ) -> Result<Passphrase, BootError> {
-    let blob = tpm.nv_blob(settings.nv_index).map_err(|error| match error {
+    let error = match unseal_at(tpm, settings, settings.nv_index) {
+        Err(error @ BootError::Tpm(TpmError::Response { .. })) => error,
+        Err(error @ BootError::NotInstalled(TpmError::NvUnwritten { .. })) => error,
+        other => return other,
+    };
+    unseal_at(tpm, settings, staged_index(settings)).map_err(|_| error)
+}
+
+pub(crate) fn unseal_at(
+    tpm: &mut Tpm,
+    settings: &Challenger,
+    index: u32,
+) -> Result<Passphrase, BootError> {
+    let blob = tpm.nv_blob(index).map_err(|error| match error {
         TpmError::NvMissing { .. } | TpmError::NvUnwritten { .. } => BootError::NotInstalled(error),
         other => other.into(),
     })?;
@@ -303,7 +323,7 @@ fn usable(passphrase: Passphrase) -> Result<Passphrase, BootError> {
 
 /// 256 bits from the kernel as 52 characters of the alphabet Kairos uses, so that every tool that
 /// handles kcrypt passphrases handles it.
-fn generate() -> Result<Passphrase, BootError> {
+pub(crate) fn generate() -> Result<Passphrase, BootError> {
     const ALPHABET: &[u8; 32] = b"234567abcdefghijklmnopqrstuvwxyz";
     const LENGTH: usize = 52;
     const _: () = assert!(LENGTH <= BLOB_MAX);

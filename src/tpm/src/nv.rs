@@ -121,6 +121,30 @@ impl Tpm {
             );
             return Err(TpmError::Occupied { what });
         }
+        self.nv_write(handle, content)
+    }
+
+    /// Writes over what an index holds, or defines it. For a content of which the caller has another copy: a power cut may
+    /// leave neither the old nor the new.
+    ///
+    /// # Errors
+    /// [`TpmError::Occupied`] when the index has another size; [`TpmError::AuthSet`] with an owner password.
+    pub fn nv_replace(&mut self, index: u32, content: &[u8]) -> Result<(), TpmError> {
+        let (handle, size) = match self.nv_public(index) {
+            Err(TpmError::NvMissing { .. }) => return self.nv_store_new(index, content),
+            public => public?,
+        };
+        if size != content.len() {
+            let what = format!(
+                "NV index 0x{index:08x}, which is {size} bytes long instead of {},",
+                content.len()
+            );
+            return Err(TpmError::Occupied { what });
+        }
+        self.nv_write(handle, content)
+    }
+
+    fn nv_write(&mut self, handle: NvIndexHandle, content: &[u8]) -> Result<(), TpmError> {
         for (number, chunk) in content.chunks(usize::from(CHUNK)).enumerate() {
             let data = MaxNvBuffer::try_from(chunk)
                 .map_err(|error| TpmError::Library { operation: "NV_Write", error })?;

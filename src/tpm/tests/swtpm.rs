@@ -305,6 +305,20 @@ fn a_power_cut_between_defining_and_writing_is_made_good_by_the_next_run() {
 }
 
 #[test]
+fn an_index_is_written_over_only_where_that_is_asked_for() {
+    const INDEX: u32 = 0x0150_0001;
+    let soft = SoftTpm::fresh();
+    let mut tpm = open(&soft);
+    tpm.nv_replace(INDEX, &[1; 256]).unwrap();
+    assert!(matches!(tpm.nv_store_new(INDEX, &[2; 256]), Err(TpmError::Occupied { .. })));
+    assert_eq!(*tpm.nv_blob(INDEX).unwrap(), [1; 256]);
+    tpm.nv_replace(INDEX, &[2; 256]).unwrap();
+    assert_eq!(*tpm.nv_blob(INDEX).unwrap(), [2; 256]);
+    assert!(matches!(tpm.nv_replace(INDEX, &[3; 255]), Err(TpmError::Occupied { .. })));
+    assert_eq!(*tpm.nv_blob(INDEX).unwrap(), [2; 256]);
+}
+
+#[test]
 fn the_machine_secret_is_constant_and_the_machines_own() {
     let mut soft = SoftTpm::certified();
     let secret = |soft: &SoftTpm| {

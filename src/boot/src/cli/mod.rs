@@ -5,6 +5,7 @@ pub mod table;
 mod usage;
 
 use std::ffi::{OsStr, OsString};
+use std::time::Duration;
 
 use lexopt::prelude::{Long, Short, Value};
 
@@ -21,6 +22,7 @@ pub enum Command {
     Pubhash,
     Unlock,
     Encrypt,
+    Rekey,
     Get,
     Info,
     CheckNv,
@@ -242,6 +244,17 @@ pub fn handle(
             range.start(),
             range.end()
         ))
+    })
+}
+
+/// The value of an option in whole seconds, a day at most.
+///
+/// # Errors
+/// [`BootError::Usage`].
+pub fn seconds(flag: &Flag, text: &str) -> Result<Duration, BootError> {
+    let seconds = text.parse().ok().filter(|seconds| *seconds <= 86_400);
+    seconds.map(Duration::from_secs).ok_or_else(|| {
+        BootError::Usage(format!("--{} {text}: not a number of seconds up to 86400", flag.long))
     })
 }
 

@@ -17,8 +17,8 @@ pub const PUBHASH: Verb = Verb {
 };
 
 /// Everything the program does by a verb, in the order in which it is shown.
-pub const VERBS: [&Verb; 9] =
-    [&UNLOCK, &ENCRYPT, &DOCTOR, &GET, &INFO, &CHECKNV, &READNV, &CLEANUP, &DISCOVERY];
+pub const VERBS: [&Verb; 10] =
+    [&UNLOCK, &ENCRYPT, &REKEY, &DOCTOR, &GET, &INFO, &CHECKNV, &READNV, &CLEANUP, &DISCOVERY];
 
 /// Options that go with every verb and may stand before it.
 pub const GLOBAL: [&Flag; 4] = [&DEBUG, &CONFIG, &HELP, &VERSION];
@@ -45,6 +45,19 @@ const ENCRYPT: Verb = Verb {
         number: Number::Any,
     }),
     flags: &[&DEVICE, &RECOVERY_KEY, &NEW, &DRY_RUN],
+};
+
+const REKEY: Verb = Verb {
+    command: Command::Rekey,
+    name: "rekey",
+    about: "change the machine's key of a volume; the old one stays until the new one has opened it",
+    detail: "Without a key server, the passphrase in the TPM and the keyslots of all configured volumes are changed, as one \
+             passphrase opens them all. The power may go at any moment: run again, it comes to its end.\n\nWith a key server it \
+             is an operator who changes the Secret, or forgets it so that a new one is made. Do that while `rekey --wait` waits \
+             for it; or before, and give another key of the volume by --key-stdin: the passphrase from before, or the recovery key. \
+             With that key it also goes on where the TPM was replaced.",
+    operand: Some(Operand { name: "LABEL", help: "label of the volume", number: Number::One }),
+    flags: &[&DEVICE, &KEY_STDIN, &WAIT],
 };
 
 const GET: Verb = Verb {
@@ -164,6 +177,14 @@ pub const NEW: Flag = switch("new", "drop what is on the partition and make a ne
 
 pub const DRY_RUN: Flag =
     switch("dry-run", "say what would be done with each partition, and change nothing");
+
+pub const KEY_STDIN: Flag =
+    switch("key-stdin", "read another key of the volume from stdin, or ask for it on a terminal");
+pub const WAIT: Flag = option(
+    "wait",
+    "SECONDS",
+    "wait so long for the key server to release another passphrase (default 0)",
+);
 
 pub const PARTITION_LABEL: Flag = option("partition-label", "LABEL", "the volume's label");
 pub const PARTITION_NAME: Flag =

@@ -43,7 +43,9 @@ pub use content::Ext;
 pub use error::EncryptError;
 pub use qr::qr_code;
 pub use recovery::{normalize_recovery_key, recovery_key};
-pub use rotate::{begin as begin_rotation, finish as finish_rotation, has_other_key};
+pub use rotate::{
+    begin as begin_rotation, finish as finish_rotation, has_other_key, is_begun_with,
+};
 
 use content::Content;
 use device::Device;

@@ -109,6 +109,20 @@ fn forget_others(device: &Path) -> Result<(), EncryptError> {
     if last != before { volume.set_token(number, &last) } else { Ok(()) }
 }
 
+/// Whether [`begin`] has put this very passphrase beside the present one.
+///
+/// # Errors
+/// See [`EncryptError`].
+pub fn is_begun_with(device: &Path, new: &[u8]) -> Result<bool, EncryptError> {
+    let mut volume = Volume::load(device)?;
+    let metadata = volume.metadata()?;
+    let next = metadata.token().and_then(|(_, token)| token::next(token));
+    match next.filter(|next| metadata.has_keyslot(*next)) {
+        Some(next) => Ok(volume.key_in(next, new)?.is_some()),
+        None => Ok(false),
+    }
+}
+
 /// The volume key, if the passphrase is that of one of the machine's keyslots.
 fn opened_by(volume: &mut Volume, passphrase: &[u8]) -> Result<Option<VolumeKey>, EncryptError> {
     let metadata = volume.metadata()?;

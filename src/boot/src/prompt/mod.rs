@@ -6,6 +6,7 @@
 
 mod agent;
 mod console;
+mod stdin;
 
 use std::os::fd::BorrowedFd;
 
@@ -14,6 +15,7 @@ use zeroize::Zeroizing;
 use agent::AgentPrompt;
 use console::ConsolePrompt;
 pub(crate) use console::shown as shown_on_console;
+pub use stdin::from_stdin;
 
 /// Longest passphrase read, as in libcryptsetup.
 const MAX_PASSPHRASE: usize = 512;
