@@ -299,26 +299,32 @@ fn pointer() -> ResourceRecord<'static> {
 }
 
 /// The port of mDNS, of one family, on one interface.
-fn mdns_socket(is_v4: bool, interface: &str) -> UdpSocket {
-    let family = if is_v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+fn mdns_socket(v4: Option<Ipv4Addr>, interface: &str) -> UdpSocket {
+    let family = if v4.is_some() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd: OwnedFd =
         nix::sys::socket::socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let set = nix::sys::socket::setsockopt::<OwnedFd, sockopt::BindToDevice>;
+    set(&fd, sockopt::BindToDevice, &interface.into()).unwrap();
     nix::sys::socket::setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
     nix::sys::socket::setsockopt(&fd, sockopt::ReusePort, &true).unwrap();
-    let any: SocketAddr = match is_v4 {
-        true => (Ipv4Addr::UNSPECIFIED, 5353).into(),
-        false => (Ipv6Addr::UNSPECIFIED, 5353).into(),
+    let any: SocketAddr = match v4 {
+        Some(_) => (Ipv4Addr::UNSPECIFIED, 5353).into(),
+        None => (Ipv6Addr::UNSPECIFIED, 5353).into(),
     };
     let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
     nix::sys::socket::bind(raw, &SockaddrStorage::from(any)).unwrap();
     let socket = UdpSocket::from(fd);
-    if is_v4 {
-        socket.join_multicast_v4(&Ipv4Addr::new(224, 0, 0, 251), &Ipv4Addr::LOCALHOST).unwrap();
+    if let Some(address) = v4 {
+        socket.join_multicast_v4(&Ipv4Addr::new(224, 0, 0, 251), &address).unwrap();
     } else {
         let index = nix::net::if_::if_nametoindex(interface).unwrap();
         socket.join_multicast_v6(&"ff02::fb".parse().unwrap(), index).unwrap();
     }
     socket
+}
+
+fn on_loopback() -> UdpSocket {
+    mdns_socket(Some(Ipv4Addr::LOCALHOST), "lo")
 }
 
 /// A responder that answers the queries after the first `lost`; by multicast if `to_all`, as some do whoever asks.
@@ -390,7 +396,7 @@ fn mdns_finds_service_port_and_address_over_ipv4() {
     }
     let port = kms(0).port();
     let records = vec![pointer(), service(port, "KMS.local"), record(LOCAL, v4("127.0.0.1"))];
-    responder(mdns_socket(true, "lo"), 3, false, records);
+    responder(on_loopback(), 3, false, records);
     // The server is not on the URL's port, and the name in `Host` is the URL's.
     let run = find_by_mdns("http://kms.local:8082/");
     assert_eq!((run.code, run.text()), (0, "kms.local:8082"), "{}", run.stderr);
@@ -398,19 +404,15 @@ fn mdns_finds_service_port_and_address_over_ipv4() {
     assert_eq!((run.code, run.text()), (0, "kms.local"), "{}", run.stderr);
 }
 
-/// A link between two machines that have no address but the link's own.
-#[test]
-fn mdns_finds_an_address_of_the_link_announced_to_all_over_ipv6() {
-    if !in_a_world_of_its_own("mdns_finds_an_address_of_the_link_announced_to_all_over_ipv6") {
-        return;
-    }
+/// A link to another machine, on which a key server is and a responder that answers to all.
+fn a_link(address: &str, others: &str, v4: Option<Ipv4Addr>, record: ResourceRecord<'static>) {
     for command in [
         "ip netns add other",
         "ip link add v0 type veth peer name v1 netns other",
         "ip link set v0 up addrgenmode none",
         "ip -n other link set v1 up addrgenmode none",
-        "ip addr add fe80::1/64 dev v0 nodad",
-        "ip -n other addr add fe80::2/64 dev v1 nodad",
+        &format!("ip addr add {address} dev v0 nodad"),
+        &format!("ip -n other addr add {others} dev v1 nodad"),
         // Whoever asks here gets no answer.
         "ip link set lo multicast off",
     ] {
@@ -423,11 +425,30 @@ fn mdns_finds_an_address_of_the_link_announced_to_all_over_ipv6() {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         serve_on(listener);
-        let socket = mdns_socket(false, "v1");
+        let socket = mdns_socket(v4, "v1");
         sender.send(()).unwrap();
-        respond(&socket, 1, true, &[pointer(), service(port, LOCAL), record(LOCAL, v6("fe80::2"))]);
+        respond(&socket, 1, true, &[pointer(), service(port, LOCAL), record]);
     });
     ready.recv().unwrap();
+}
+
+#[test]
+fn mdns_finds_an_address_of_the_link_announced_to_all_over_ipv6() {
+    if !in_a_world_of_its_own("mdns_finds_an_address_of_the_link_announced_to_all_over_ipv6") {
+        return;
+    }
+    a_link("fe80::1/64", "fe80::2/64", None, record(LOCAL, v6("fe80::2")));
+    let run = find_by_mdns("http://kms.local");
+    assert_eq!((run.code, run.text()), (0, "kms.local"), "{}", run.stderr);
+}
+
+#[test]
+fn mdns_hears_what_is_announced_to_all_over_ipv4() {
+    if !in_a_world_of_its_own("mdns_hears_what_is_announced_to_all_over_ipv4") {
+        return;
+    }
+    let address = Ipv4Addr::new(10, 9, 0, 2);
+    a_link("10.9.0.1/24", "10.9.0.2/24", Some(address), record(LOCAL, v4("10.9.0.2")));
     let run = find_by_mdns("http://kms.local");
     assert_eq!((run.code, run.text()), (0, "kms.local"), "{}", run.stderr);
 }
@@ -438,7 +459,7 @@ fn mdns_asks_for_what_a_responder_leaves_out_and_ignores_other_hosts() {
         return;
     }
     let port = kms(0).port();
-    let socket = mdns_socket(true, "lo");
+    let socket = on_loopback();
     let (sender, asked): (_, Receiver<String>) = channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 9000];
@@ -487,12 +508,7 @@ fn a_local_name_without_mdns_in_the_configuration_is_still_found() {
     replace_file("/etc/resolv.conf", "");
     let port = kms(0).port();
     // A service says nothing here: the URL's port counts.
-    responder(
-        mdns_socket(true, "lo"),
-        0,
-        false,
-        vec![service(9, LOCAL), record(LOCAL, v4("127.0.0.1"))],
-    );
+    responder(on_loopback(), 0, false, vec![service(9, LOCAL), record(LOCAL, v4("127.0.0.1"))]);
     let machine = Machine::speaking("auto", SoftTpm::fresh());
     machine.configure(&format!("challenger_server: http://kms.local:{port}"));
     let run = machine.get();
@@ -506,7 +522,7 @@ fn a_host_that_nobody_answers_for_is_named_with_where_it_was_looked_for() {
     ) {
         return;
     }
-    responder(mdns_socket(true, "lo"), 0, false, vec![pointer(), service(1, "other.local")]);
+    responder(on_loopback(), 0, false, vec![pointer(), service(1, "other.local")]);
     let run = find_by_mdns("http://kms.local");
     assert_eq!(run.code, 20, "{}", run.stderr);
     assert!(run.stderr.contains("mDNS on lo"), "{}", run.stderr);
@@ -519,7 +535,7 @@ fn answers_from_another_port_are_not_taken() {
         return;
     }
     let port = kms(0).port();
-    let socket = mdns_socket(true, "lo");
+    let socket = on_loopback();
     std::thread::spawn(move || {
         let unprivileged = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut buffer = [0; 9000];

@@ -47,12 +47,19 @@ pub struct Wanted<'a> {
     pub service: bool,
 }
 
-/// An interface that is up and takes multicast.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// An interface that is up and takes multicast, for one family.
+#[derive(Clone, Debug)]
 struct Link {
     name: String,
     index: u32,
-    is_v4: bool,
+    /// An address of it, for IPv4.
+    v4: Option<Ipv4Addr>,
+}
+
+impl Link {
+    fn is_as(&self, other: &Self) -> bool {
+        self.index == other.index && self.v4.is_some() == other.v4.is_some()
+    }
 }
 
 /// Whether there is any interface to ask on.
@@ -61,26 +68,30 @@ pub fn has_link() -> bool {
     !links().is_empty()
 }
 
-fn links() -> BTreeSet<Link> {
+fn links() -> Vec<Link> {
     let all = match nix::ifaddrs::getifaddrs() {
         Ok(all) => all,
         Err(errno) => {
             log::debug!("listing the interfaces: {errno}");
-            return BTreeSet::new();
+            return Vec::new();
         }
     };
     let wanted =
         InterfaceFlags::IFF_UP | InterfaceFlags::IFF_MULTICAST | InterfaceFlags::IFF_RUNNING;
-    all.filter(|interface| interface.flags.contains(wanted))
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let is_v4 = address.as_sockaddr_in().is_some();
-            let has_address = is_v4 || address.as_sockaddr_in6().is_some();
-            let index = if_nametoindex(interface.interface_name.as_str()).ok()?;
-            has_address.then_some(Link { name: interface.interface_name, index, is_v4 })
-        })
-        .take(2 * MAX_INTERFACES)
-        .collect()
+    let mut links: Vec<Link> = Vec::new();
+    for interface in all.filter(|interface| interface.flags.contains(wanted)) {
+        let Some(address) = interface.address else { continue };
+        let v4 = address.as_sockaddr_in().map(SockaddrIn::ip);
+        if v4.is_none() && address.as_sockaddr_in6().is_none() {
+            continue;
+        }
+        let Ok(index) = if_nametoindex(interface.interface_name.as_str()) else { continue };
+        let link = Link { name: interface.interface_name, index, v4 };
+        if links.len() < 2 * MAX_INTERFACES && !links.iter().any(|known| known.is_as(&link)) {
+            links.push(link);
+        }
+    }
+    links
 }
 
 /// The addresses of the wanted host, with the port of its service.
@@ -136,7 +147,7 @@ pub fn find(wanted: Wanted<'_>, until: Instant) -> io::Result<Vec<SocketAddr>> {
 
 fn listen_on_new(ears: &mut Vec<Ear>) {
     for link in links() {
-        if ears.iter().any(|ear| ear.link == link) {
+        if ears.iter().any(|ear| ear.link.is_as(&link)) {
             continue;
         }
         for is_voice in [true, false] {
@@ -158,7 +169,7 @@ struct Ear {
 
 impl Ear {
     fn new(link: &Link, is_voice: bool) -> io::Result<Self> {
-        let family = if link.is_v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let family = if link.v4.is_some() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd: OwnedFd = socket(family, SockType::Datagram, flags, None)?;
         setsockopt(&fd, sockopt::BindToDevice, &link.name.clone().into())?;
@@ -169,7 +180,7 @@ impl Ear {
             setsockopt(&fd, sockopt::ReusePort, &true)?;
         }
         let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
-        if link.is_v4 {
+        if link.v4.is_some() {
             bind(raw, &SockaddrIn::new(0, 0, 0, 0, port))?;
         } else {
             setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
@@ -177,17 +188,16 @@ impl Ear {
             bind(raw, &SockaddrIn6::from(any))?;
         }
         let socket = UdpSocket::from(fd);
-        if !is_voice && link.is_v4 {
-            // The device it is bound to says which interface.
-            socket.join_multicast_v4(&GROUP_V4, &Ipv4Addr::UNSPECIFIED)?;
-        } else if !is_voice {
-            socket.join_multicast_v6(&GROUP_V6, link.index)?;
+        match link.v4 {
+            _ if is_voice => {}
+            Some(address) => socket.join_multicast_v4(&GROUP_V4, &address)?,
+            None => socket.join_multicast_v6(&GROUP_V6, link.index)?,
         }
         Ok(Self { link: link.clone(), is_voice, socket })
     }
 
     fn say(&self, query: &[u8]) {
-        let group: SocketAddr = if self.link.is_v4 {
+        let group: SocketAddr = if self.link.v4.is_some() {
             (GROUP_V4, PORT).into()
         } else {
             SocketAddrV6::new(GROUP_V6, PORT, 0, self.link.index).into()
