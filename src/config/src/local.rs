@@ -149,10 +149,10 @@ impl Local {
         for (path, layer) in &self.files {
             settings.merge(layer)?;
             sources.push(path.clone());
-            documents.follow(layer, &mut settings, MAX_DEPTH)?;
+            documents.follow(layer, &mut settings, &mut Vec::new())?;
             sources.append(&mut documents.read);
         }
-        documents.follow(&self.cmdline, &mut settings, MAX_DEPTH)?;
+        documents.follow(&self.cmdline, &mut settings, &mut Vec::new())?;
         settings.overrule(&self.cmdline)?;
         let Documents { read, failures, .. } = documents;
         sources.extend(read);
@@ -182,18 +182,22 @@ struct Documents<'d, 'f> {
 }
 
 impl Documents<'_, '_> {
-    /// Merges the document that `layer` names, and what that names in turn.
+    /// Merges the document that `layer` names, and what that names in turn; `chain` has the URLs that led here.
     fn follow(
         &mut self,
         layer: &Layer,
         settings: &mut Settings,
-        depth: usize,
+        chain: &mut Vec<String>,
     ) -> Result<(), ConfigError> {
         let Some((url, place)) = layer.config_url() else { return Ok(()) };
-        let Some(depth) = depth.checked_sub(1) else {
+        // A whole configuration that also says where it is from.
+        if chain.iter().any(|known| known == url) {
+            return Ok(());
+        }
+        if chain.len() >= MAX_DEPTH {
             self.fail(url, place, format!("more than {MAX_DEPTH} documents name one another"));
             return Ok(());
-        };
+        }
         let document = match self.known.get(url) {
             Some(known) => known.clone(),
             None => {
@@ -204,7 +208,8 @@ impl Documents<'_, '_> {
         };
         let Some(document) = document else { return Ok(()) };
         settings.merge(&document)?;
-        self.follow(&document, settings, depth)
+        chain.push(url.to_owned());
+        self.follow(&document, settings, chain)
     }
 
     fn get(&mut self, url: &str, place: &Place) -> Result<Option<Layer>, ConfigError> {

@@ -95,7 +95,9 @@ fn documents_name_documents_within_bounds_and_each_is_fetched_once() {
     let circle = document("config_url: http://x/1\nlatchkey: {deadline: 9s}");
     let file = format!("config_url: http://x/1\n{SERVER}");
     let (config, asked) = load(&[&file, &file], "", &[("http://x/1", &circle)]);
-    assert_eq!((config.unwrap().deadline.as_secs(), asked.len()), (9, 1));
+    let config = config.unwrap();
+    assert_eq!((config.deadline.as_secs(), asked.len()), (9, 1));
+    config.complete().unwrap();
 
     let files: Vec<String> =
         (0..20).map(|n| format!("config_url: http://x/{n}\n{SERVER}")).collect();
