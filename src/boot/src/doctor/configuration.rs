@@ -10,6 +10,8 @@ use crate::{BootError, oem, unlock};
 
 /// A disk that is not there by now does not come while somebody waits at a console.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// As unlocking ends for it.
+const CODE: u8 = 10;
 /// What lies deeper, nobody put there by hand.
 const MAX_DEPTH: u32 = 8;
 
@@ -20,9 +22,14 @@ pub(super) fn check(
 ) -> Result<Option<Config>, BootError> {
     let config = match oem::load(directories, PATIENCE) {
         Ok(config) => config,
+        Err(BootError::Config(error)) => {
+            report.fail(CODE, "configuration", error.to_string(), "")?;
+            return Ok(None);
+        }
         Err(error) => {
             report.error("configuration", &error)?;
-            return Ok(None);
+            // There is none. What the kernel command line and the defaults say is still something to look at.
+            return Ok(oem::load_mounted(directories).ok());
         }
     };
     for source in &config.sources {
