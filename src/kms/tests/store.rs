@@ -113,8 +113,12 @@ fn a_secret_the_operator_has_just_written_is_not_overwritten() {
     )
     .unwrap();
     assert_eq!(kms.post(&MACHINE, PERSISTENT, &[1; 256]), None);
-    kms.wait_for("there is a Secret of this name already");
+    kms.wait_for("1 volumes, 1 secrets in 2 files");
     assert_eq!(passphrase(&kms), "mine");
+    assert!(kms.lines().iter().any(|line| {
+        line.contains("a file that has just been changed mentions this Secret's name")
+            || line.contains("there is a Secret of this name already")
+    }));
     assert_eq!(rig::files(directory.path()), ["mine.yaml", "node.yaml"]);
 }
 

@@ -1,7 +1,7 @@
 //! Reading the directory, noticing changes, and changing it (see the layout in the parent module).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File, TryLockError},
     hash::{DefaultHasher, Hash, Hasher},
     io,
@@ -36,6 +36,9 @@ const MAX_NAME: usize = 180;
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long a file must stay the same before a change of it is made from what it says now.
+const SETTLED: Duration = Duration::from_millis(100);
+
 /// How many requests write at once: enough to keep a disk busy, which makes many small writes durable in one go.
 const WRITERS: usize = 32;
 
@@ -66,6 +69,12 @@ struct Files {
     known: HashMap<Arc<Path>, Known>,
     /// What the snapshot holds of the files that have changed since it was made.
     stale: BTreeMap<Arc<Path>, Option<Arc<Manifests>>>,
+    /// Files that have just been changed, and perhaps not to the end.
+    marked: BTreeSet<Arc<Path>>,
+    /// Marked files whose content is the one in use again.
+    settled: Vec<Arc<Path>>,
+    /// Files that this program is writing.
+    own: BTreeSet<PathBuf>,
     watch: Option<Watch>,
     /// The directory itself could not be read at the last poll.
     lost: bool,
@@ -153,14 +162,15 @@ impl Store {
         }
     }
 
-    /// Begins to change the store, with everything that operators have written up to now. There is one at a time, in this
-    /// program and among all that use this store.
+    /// Begins to change the store. There is one at a time, in this program and among all that use this store.
+    ///
+    /// What others have written since the last poll may be half of what they mean, so it is not used yet; but nothing is
+    /// made that it mentions.
     pub(crate) fn change(&self) -> Result<Change<'_>, EditError> {
         let mut files = self.lock();
         let alone = lock_directory(&self.directory)
             .map_err(|source| EditError::Io { path: self.directory.clone(), source })?;
-        self.refresh_changed(&mut files);
-        self.publish(&mut files);
+        self.mark_changed(&mut files);
         Ok(Change { store: self, files, _alone: alone })
     }
 
@@ -186,16 +196,19 @@ impl Store {
     /// Writes what [`Change::prepare`] has prepared, beside whatever else is being written. If a name was taken meanwhile, by
     /// another program or a machine whose hash begins alike, it fails, and the next request finds that.
     pub(crate) fn write(&self, prepared: &Prepared) -> Result<(), EditError> {
-        file::write_new(&self.directory, &prepared.files).map_err(|source| EditError::Io {
-            path: prepared.files.first().map(|file| file.path.clone()).unwrap_or_default(),
-            source,
-        })?;
+        let written = file::write_new(&self.directory, &prepared.files);
         let mut files = self.lock();
         for file in &prepared.files {
-            files.take_own(&file.path);
+            files.own.remove(&file.path);
+            if written.is_ok() {
+                files.take_own(&file.path);
+            }
         }
         self.publish(&mut files);
-        Ok(())
+        written.map_err(|source| EditError::Io {
+            path: prepared.files.first().map(|file| file.path.clone()).unwrap_or_default(),
+            source,
+        })
     }
 
     /// Adds a Secret durably, or says why not. Never changes an existing one.
@@ -217,18 +230,27 @@ impl Store {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads all that has changed, as far as the system has told of it.
-    fn refresh_changed(&self, files: &mut Files) {
-        match files.watch.as_ref().map_or(Changed::Anything, Watch::changed) {
-            Changed::Names(names) => {
-                for name in names.iter().filter(|name| file::is_manifest(name)) {
-                    files.look(&self.directory.join(name), Take::All);
+    /// Marks all that has changed, as far as the system has told of it.
+    fn mark_changed(&self, files: &mut Files) {
+        let paths: Vec<PathBuf> =
+            match files.watch.as_ref().map_or(Changed::Anything, Watch::changed) {
+                Changed::Names(names) => names
+                    .iter()
+                    .filter(|name| file::is_manifest(name))
+                    .map(|name| self.directory.join(name))
+                    .collect(),
+                Changed::Anything => {
+                    files.watch = Watch::start(&self.directory);
+                    file::manifest_paths(&self.directory).unwrap_or_default() // the poll tells of that
                 }
-            }
-            Changed::Anything => {
-                files.watch = Watch::start(&self.directory);
-                self.refresh(files, Take::All);
-            }
+            };
+        let marks: Vec<_> = paths.iter().filter_map(|path| files.mark(path)).collect();
+        if marks.is_empty() {
+            return;
+        }
+        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        for (path, text) in marks {
+            snapshot.mark(&path, Some(text));
         }
     }
 
@@ -259,8 +281,18 @@ impl Store {
             .cloned()
             .collect();
         for path in gone {
-            files.forget(&path);
+            // Some editors rename a file and then write it anew: it is gone when it is at two polls.
+            match files.known.get_mut(&path) {
+                Some(known) if known.seen.is_some() => known.seen = None,
+                _ => files.forget(&path),
+            }
         }
+        let is_gone = |path: &&Arc<Path>| {
+            !files.known.contains_key(*path)
+                && paths.binary_search_by(|there| (**there).cmp(path)).is_err()
+        };
+        let gone: Vec<Arc<Path>> = files.marked.iter().filter(is_gone).cloned().collect();
+        files.settled.extend(gone);
         for path in paths {
             files.look(&path, take);
         }
@@ -269,10 +301,18 @@ impl Store {
     /// Brings the snapshot up to date and tells of it.
     fn publish(&self, files: &mut Files) {
         let stale = std::mem::take(&mut files.stale);
-        if stale.is_empty() {
+        let settled = std::mem::take(&mut files.settled);
+        if stale.is_empty() && settled.is_empty() {
             return;
         }
         let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        for path in settled {
+            files.marked.remove(&path);
+            snapshot.mark(&path, None);
+        }
+        if stale.is_empty() {
+            return;
+        }
         for (path, old) in &stale {
             if let Some(old) = old {
                 snapshot.remove(path, old);
@@ -344,11 +384,13 @@ impl Change<'_> {
 
     /// Prepares to add a Secret, and a volume after it, once this change is over: see [`Store::write`].
     pub(crate) fn prepare(
-        &self,
+        &mut self,
         secret: &Secret,
         volume: &SealedVolume,
     ) -> Result<Prepared, CreateError> {
-        Ok(Prepared { files: vec![self.new_secret(secret)?, self.new_volume(volume)?] })
+        let files = vec![self.new_secret(secret)?, self.new_volume(volume)?];
+        self.files.own.extend(files.iter().map(|file| file.path.clone()));
+        Ok(Prepared { files })
     }
 
     /// Adds a volume durably, or says why not. Never changes an existing one.
@@ -366,6 +408,7 @@ impl Change<'_> {
         let (namespace, name) = (secret.metadata.namespace(), secret.metadata.name.as_str());
         match self.read(|snapshot| match snapshot.secret(namespace, name) {
             ReadSecret::Found(_) => Some(CreateError::Exists(SECRET)),
+            ReadSecret::Untold(_) if snapshot.is_unsettled(name) => Some(CreateError::Unsettled),
             ReadSecret::Untold(_) => Some(CreateError::Unknown),
             ReadSecret::Absent => None,
         }) {
@@ -490,13 +533,20 @@ impl Change<'_> {
         };
         let read =
             file::read(&path).map_err(|source| EditError::Io { path: path.clone(), source })?;
-        // What is changed must be what was read: a change that was not told of is taken first.
-        for path in &paths {
-            if self.files.known.get(path).is_none_or(|known| !known.holds(&read.text)) {
-                self.files.take(path);
+        let is_in_use = |path: &Arc<Path>| {
+            self.files.known.get(path).is_some_and(|known| known.holds(&read.text))
+        };
+        if !paths.iter().all(is_in_use) {
+            // Somebody has changed it since the last poll. It counts if it is not being written still.
+            thread::sleep(SETTLED);
+            let again =
+                file::read(&path).map_err(|source| EditError::Io { path: path.clone(), source })?;
+            if again.stamp != read.stamp || again.text != read.text {
+                return Err(EditError::Busy(path));
             }
+            paths.iter().for_each(|path| self.files.take(path));
+            self.store.publish(&mut self.files);
         }
-        self.store.publish(&mut self.files);
         Ok((path, read))
     }
 
@@ -531,16 +581,34 @@ impl Files {
             self.known.insert(path.into(), Known { seen: stamp, ..Known::default() });
             return;
         }
-        if stamp.is_none() && take == Take::All && fs::symlink_metadata(path).is_err() {
-            self.forget(path);
-        } else {
-            self.take(path);
+        self.take(path);
+    }
+
+    /// Marks a file whose content is not the one in use, with that content.
+    fn mark(&mut self, path: &Path) -> Option<(Arc<Path>, Unreadable)> {
+        let known = self.known.get(path);
+        let in_use =
+            known.is_some_and(|known| known.read.is_some() && known.read == Stamp::at(path));
+        if in_use || self.own.contains(path) {
+            return None;
         }
+        let text = match file::read(path) {
+            Ok(read) if known.is_some_and(|known| known.holds(&read.text)) => return None,
+            Ok(read) => Some(Arc::new(read.text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None, // the poll tells when it is gone
+            Err(_) => None,
+        };
+        let path: Arc<Path> = path.into();
+        self.marked.insert(path.clone());
+        Some((path, text))
     }
 
     /// Drops a file that is gone.
     fn forget(&mut self, path: &Path) {
         let Some((path, known)) = self.known.remove_entry(path) else { return };
+        if self.marked.contains(&path) {
+            self.settled.push(path.clone());
+        }
         if known.taken {
             log::info!("store: {}: is gone, and what it held with it", path.display());
             self.stale.entry(path).or_insert(Some(known.good));
@@ -574,6 +642,9 @@ impl Files {
             }
         };
         known.taken = true;
+        if self.marked.contains(&path) {
+            self.settled.push(path.clone());
+        }
         if news {
             self.stale.entry(path).or_insert(old);
         }

@@ -13,10 +13,12 @@
 //! * What the server learns of a volume (generation 2: EK, PCRs, partitions), and what `latchkey-kms volume` changes, is
 //!   written into the file that holds the volume: only the lines of the changed fields, all else stays byte for byte, owner
 //!   and mode too. The new content is written beside it, synced, and renamed over it; a file that somebody else has
-//!   changed since it was read is left alone. Changes are made one at a time, also between programs (flock(2) on the
-//!   directory). A volume that is in two files is not changed.
-//! * Changes are seen within about two polls (one second): a file is read once it has stayed the same for one poll, so a
-//!   file that is still being written is not read by halves.
+//!   changed since it was read is left alone. Such changes are made one at a time, also between programs (flock(2) on the
+//!   directory); new files are written beside each other. A volume that is in two files is not changed.
+//! * What others change is used within about two polls (one second): a file is read once it has stayed the same for one
+//!   poll, and gone when it was missing twice, so a file that is still being written is not read by halves. Until then
+//!   what it held before is in use, and nothing is made that its new content mentions: neither a Secret nor, for a
+//!   machine that nobody knows, a volume. Who asks in that moment is to ask again.
 //!
 //! # What cannot be read
 //!
@@ -61,6 +63,11 @@ pub(crate) enum CreateError {
     /// A file that cannot be read mentions this name: nobody knows whether there is one.
     #[error("a file that cannot be read mentions this Secret's name; mend it first")]
     Unknown,
+    /// A file that has just been changed mentions this name: nobody knows yet whether there is one.
+    #[error(
+        "a file that has just been changed mentions this Secret's name; it is read in a moment"
+    )]
+    Unsettled,
     /// The name is no name of a Kubernetes object, or too long for a file.
     #[error(
         "{0:?} is no valid name for a Secret: 1 to 180 of a-z, 0-9, '-' and '.', beginning and ending with a letter or digit"
@@ -92,6 +99,9 @@ pub(crate) enum EditError {
     /// No passphrase could be made.
     #[error("no random bytes: {0}")]
     Random(getrandom::Error),
+    /// Its file is being written by somebody else.
+    #[error("{}: it is being written by somebody else; try again in a moment", .0.display())]
+    Busy(PathBuf),
     /// The volume is not what the change was made from.
     #[error("{0} has changed meanwhile")]
     Moved(String),

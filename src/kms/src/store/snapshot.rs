@@ -32,6 +32,8 @@ pub(crate) struct Snapshot {
     /// Which partitions come to a Secret, under any of the names it is looked up by.
     users: HashMap<Name, Vec<User>>,
     unreadable: BTreeMap<Arc<Path>, Unreadable>,
+    /// What files say now that have just been changed, and perhaps not to the end: what they held before is in use still.
+    unsettled: BTreeMap<Arc<Path>, Unreadable>,
     files: usize,
     volume_places: usize,
 }
@@ -103,6 +105,14 @@ impl Snapshot {
             self.unreadable.insert(path.clone(), unreadable);
         }
         self.files += 1;
+    }
+
+    /// Notes that a file has just been changed, or, with `None`, that its content is the one in use.
+    pub(super) fn mark(&mut self, path: &Arc<Path>, text: Option<Unreadable>) {
+        match text {
+            Some(text) => drop(self.unsettled.insert(path.clone(), text)),
+            None => drop(self.unsettled.remove(path)),
+        }
     }
 
     /// Takes out what a file held: the same as was added.
@@ -200,12 +210,14 @@ impl Snapshot {
 
     /// Whether a name is taken by a volume, or may be by one in a file that cannot be read.
     pub(crate) fn is_volume_name_taken(&self, namespace: &str, name: &str) -> bool {
-        self.volumes.contains_key(&(namespace.to_owned(), name.to_owned())) || self.may_hold(name)
+        self.volumes.contains_key(&(namespace.to_owned(), name.to_owned()))
+            || mentions(&self.unreadable, name)
+            || self.is_unsettled(name)
     }
 
-    /// Whether a file that cannot be read may be about this machine.
+    /// Whether a file that cannot be read, or has just been changed, may be about this machine.
     pub(crate) fn may_know(&self, pubhash: &Pubhash) -> bool {
-        self.unreadable.values().any(|text| {
+        self.unreadable.values().chain(self.unsettled.values()).any(|text| {
             text.as_ref().is_none_or(|text| {
                 text.as_bytes()
                     .windows(pubhash.as_str().len())
@@ -257,15 +269,19 @@ impl Snapshot {
             Some(places) => {
                 places.first().and_then(Place::secret).map_or(ReadSecret::Absent, ReadSecret::Found)
             }
-            None if self.may_hold(name) => {
+            None if mentions(&self.unreadable, name) => {
                 ReadSecret::Untold("a file that cannot be read mentions it")
+            }
+            None if self.is_unsettled(name) => {
+                ReadSecret::Untold("a file that has just been changed mentions it")
             }
             None => ReadSecret::Absent,
         }
     }
 
-    fn may_hold(&self, name: &str) -> bool {
-        self.unreadable.values().any(|text| text.as_ref().is_none_or(|text| text.contains(name)))
+    /// Whether a file that has just been changed mentions a name.
+    pub(super) fn is_unsettled(&self, name: &str) -> bool {
+        mentions(&self.unsettled, name)
     }
 
     pub(crate) fn unreadable_files(&self) -> usize {
@@ -276,6 +292,10 @@ impl Snapshot {
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         (self.volume_places, self.secrets.len(), self.files)
     }
+}
+
+fn mentions(files: &BTreeMap<Arc<Path>, Unreadable>, name: &str) -> bool {
+    files.values().any(|text| text.as_ref().is_none_or(|text| text.contains(name)))
 }
 
 fn name_of(metadata: &manifest::Metadata) -> Name {
