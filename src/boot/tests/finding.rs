@@ -286,6 +286,30 @@ fn both_families_of_a_name_are_tried() {
     assert_eq!((run.code, run.text()), (0, "v4"), "::1 accepts and stalls: {}", run.stderr);
 }
 
+/// However many addresses of a name accept and stall, the next server does not wait for each of them.
+#[test]
+fn a_name_of_many_stalling_addresses_does_not_hold_up_the_next_server() {
+    if !in_a_world_of_its_own("a_name_of_many_stalling_addresses_does_not_hold_up_the_next_server")
+    {
+        return;
+    }
+    let hosts: String = (2..10).map(|n| format!("127.0.0.{n} kms.example\n")).collect();
+    replace_file("/etc/hosts", &hosts);
+    let stalling = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = stalling.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in stalling.incoming().flatten() {
+            std::thread::spawn(move || stream.read_to_end(&mut Vec::new()));
+        }
+    });
+    let good = serve(vec![releasing(&released("open"))]);
+    let machine = Machine::speaking("auto", SoftTpm::fresh());
+    machine
+        .configure(&format!("challenger_server: ['http://kms.example:{port}', 'http://{good}']"));
+    let run = machine.get();
+    assert_eq!((run.code, run.text()), (0, "open"), "{}", run.stderr);
+}
+
 const LOCAL: &str = "kms.local";
 const INSTANCE: &str = "latchkey._kcrypt._tcp.local";
 

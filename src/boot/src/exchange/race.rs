@@ -4,8 +4,8 @@
 //! with the caller's thread, which answers one challenge at a time. Nothing before a challenge costs TPM work.
 //!
 //! * **Starts** are staggered (RFC 8305 §5): the next server or address begins [`STAGGER`] after the one before, or at
-//!   once when that fails. One that accepts holds the next back for [`PATIENCE`], and no longer: whoever accepts and
-//!   stalls keeps its connection, and the others get their turn.
+//!   once when that fails. The first that accepts holds the next back for [`PATIENCE`], and no longer: whoever accepts
+//!   and stalls keeps its connection, and the others get their turn.
 //! * **Challenges** are answered in the order in which they come. If nothing follows within [`ANSWER_PATIENCE`], the
 //!   next challenge is answered as well.
 //! * **Trouble** (no route, no answer, an unknown error text) is that server's alone. It is asked again after a pause
@@ -108,6 +108,7 @@ pub(crate) fn ask(
         sender,
         waiting: VecDeque::new(),
         answered: None,
+        has_held_back: false,
         refused: None,
         last: None,
     };
@@ -170,6 +171,7 @@ struct Race<'a> {
     waiting: VecDeque<Challenged>,
     /// The server whose challenge was answered last, and when.
     answered: Option<(usize, Instant)>,
+    has_held_back: bool,
     /// When the first server refused.
     refused: Option<Instant>,
     last: Option<BootError>,
@@ -315,8 +317,11 @@ impl Race<'_> {
         Ok(())
     }
 
-    /// Gives the server that has accepted a little time alone.
+    /// Gives the first server that accepts a little time alone.
     fn hold_back(&mut self) {
+        if std::mem::replace(&mut self.has_held_back, true) {
+            return;
+        }
         let later = Instant::now() + PATIENCE;
         for lane in self.lanes.iter_mut().filter(|lane| lane.is_waiting_for_its_first_turn()) {
             lane.state = State::Due(later);
@@ -403,6 +408,7 @@ impl Attempt {
         let mut addresses = addresses.into_iter().take(MAX_ADDRESSES).peekable();
         let mut running = 0_usize;
         let mut worst = None;
+        let mut patience = PATIENCE;
         loop {
             if let Some(address) = addresses.next() {
                 let (this, sender) = (Arc::clone(self), sender.clone());
@@ -421,7 +427,10 @@ impl Attempt {
                 let until = if addresses.peek().is_some() { next } else { self.question.deadline };
                 let left = until.saturating_duration_since(Instant::now());
                 match steps.recv_timeout(left) {
-                    Ok(Step::Connected) => next = Instant::now() + PATIENCE,
+                    Ok(Step::Connected) => {
+                        next = Instant::now() + patience;
+                        patience = STAGGER;
+                    }
                     Ok(Step::Ended(Ok(word))) => return Ok(word),
                     Ok(Step::Ended(Err(error))) => {
                         running = running.saturating_sub(1);
