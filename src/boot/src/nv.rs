@@ -33,11 +33,10 @@ impl Nv {
     /// # Errors
     /// As [`Nv::read`].
     pub fn check(&mut self) -> Result<String, BootError> {
-        let passphrase = self.read()?;
+        self.read()?;
         Ok(format!(
-            "NV index 0x{:08x} holds a passphrase of {} characters, and the TPM releases it\n",
-            self.settings.nv_index,
-            passphrase.len()
+            "NV index 0x{:08x} holds a passphrase, and the TPM releases it\n",
+            self.settings.nv_index
         ))
     }
 }

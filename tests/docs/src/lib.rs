@@ -87,6 +87,7 @@ fn verb(verb: &'static Verb) -> Command {
     let command = Command::new(verb.name)
         .about(verb.about)
         .long_about(format!("{}\n\n{}", verb.about, verb.detail).trim().to_owned())
+        .after_help(format!("Exit codes: see {NAME}({SECTION})."))
         .args(arguments(verb.flags));
     match &verb.operand {
         None => command,
