@@ -133,7 +133,7 @@ impl<'a> Vm<'a> {
     #[must_use]
     pub fn ipv6_only(mut self) -> Self {
         self.network = Network::User(",ipv4=off");
-        self.append("ip=auto6")
+        self
     }
 
     #[must_use]

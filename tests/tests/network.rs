@@ -25,6 +25,17 @@ fn lets_itself_in(kms: &Kms, machine: &Machine, vm: Vm<'_>) -> Result<Transcript
     Ok(vm.console().clone())
 }
 
+/// A name nobody knows, since mDNS is what finds the server.
+#[test]
+fn mdns() -> Result<()> {
+    let lan = Lan::new("mdns", HOST)?;
+    let mut kms = Kms::on_lan("mdns")?.arguments(&["--mdns", "latchkey-test.local"]);
+    let url = kms.url_of("latchkey-test.local");
+    let machine = static_secret_with(&kms, "mdns", &CloudConfig::online(&url).mdns(), PASSPHRASE)?;
+    kms.start_in(&lan)?;
+    lets_itself_in(&kms, &machine, machine.vm("boot")?.lan(&lan)).map(drop)
+}
+
 /// The clock's battery is empty: the certificate is of the machine's future.
 #[test]
 fn tls_with_the_clock_at_1970() -> Result<()> {
@@ -45,7 +56,7 @@ fn ipv6_only() -> Result<()> {
     let mut kms = Kms::on_ipv6("ipv6")?;
     let machine = static_secret_with(&kms, "ipv6", &CloudConfig::of(&kms), PASSPHRASE)?;
     kms.start()?;
-    lets_itself_in(&kms, &machine, machine.vm("boot")?.ipv6_only()).map(drop)
+    lets_itself_in(&kms, &machine, machine.vm("boot")?.ipv6_only().append("ip=auto6")).map(drop)
 }
 
 fn dns_socket(lan: &Lan) -> Result<UdpSocket> {
