@@ -31,7 +31,7 @@ for target; do
     [ ! -e "fuzz/dictionaries/$target.dict" ] || dictionary=-dict=fuzz/dictionaries/$target.dict
     # No leak check: it is the sanitizer's. A message is at most 64 KiB, a file may be longer, and says nothing new.
     if "$programs/$target" "$out/corpus/$target" "fuzz/regressions/$target" -max_total_time="$seconds" -max_len=8192 \
-        -timeout=10 ${dictionary:+"$dictionary"} -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$out/artifacts/$target/" > "$log" 2>&1
+        -timeout=25 ${dictionary:+"$dictionary"} -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$out/artifacts/$target/" > "$log" 2>&1
     then
         runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
         covered=$(sed -n 's/.*cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
