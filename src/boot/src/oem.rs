@@ -32,23 +32,45 @@ const REMINDER: Duration = Duration::from_secs(10);
 /// [`BootError::Config`]; a configuration that is nowhere to be found is [`BootError::Setting`]:
 /// without it nobody can say which mode is meant, and a guess could be a weaker one.
 pub fn load(directories: &[PathBuf], patience: Duration) -> Result<Config, BootError> {
-    let found = directories.is_empty().then(|| Oem::find(patience)).transpose()?;
-    let local = read_mounted(directories)?;
-    let is_encrypted = matches!(found, Some(Oem::Encrypted));
-    // COS_OEM is not kept mounted while the network comes up: something else may want to mount it.
-    drop(found);
-    if is_encrypted && !local.knows_mode() && !local.names_config_url() {
-        return Err(BootError::Setting(format!(
-            "no configuration: the volume labelled {LABEL} is encrypted, and the kernel command line says nothing; it needs kcrypt.challenger.challenger_server=URL (nothing after the = for none)"
-        )));
-    }
+    let (local, oem_is_encrypted) = read_local(directories, patience)?;
     let patience = fetch::PATIENCE.min(local.deadline() / 2);
     let fetcher = Fetcher::until(Instant::now() + patience);
     let mut config = local.fetch(&mut |request| fetcher.get(request))?;
-    if is_encrypted && config.encrypted_partitions.is_empty() {
+    if oem_is_encrypted && config.encrypted_partitions.is_empty() {
         config.encrypted_partitions = [LABEL, DEFAULT_LABEL].map(str::to_owned).to_vec();
     }
     Ok(config)
+}
+
+/// What the machine says itself, and whether COS_OEM is a LUKS volume, which hides the rest. COS_OEM is
+/// not kept mounted while the network comes up: something else may want to mount it.
+fn read_local(directories: &[PathBuf], patience: Duration) -> Result<(Local, bool), BootError> {
+    let found = if directories.is_empty() { Oem::find(patience)? } else { Oem::There };
+    let local = read_mounted(directories)?;
+    let says_enough = local.knows_mode() || local.names_config_url();
+    match found {
+        Oem::There | Oem::Mounted(_) => Ok((local, false)),
+        Oem::Encrypted | Oem::Missing if !says_enough => Err(no_configuration(&found, patience)),
+        Oem::Encrypted => Ok((local, true)),
+        Oem::Missing => {
+            log::warn!("no file system is labelled {LABEL}: the kernel command line alone counts");
+            Ok((local, false))
+        }
+    }
+}
+
+fn no_configuration(found: &Oem, patience: Duration) -> BootError {
+    let nothing_there = match found {
+        Oem::Encrypted => format!("the volume labelled {LABEL} is encrypted"),
+        _ => format!(
+            "{} hold nothing, and after {} s no file system is labelled {LABEL}",
+            DIRS.join(", "),
+            patience.as_secs()
+        ),
+    };
+    BootError::Setting(format!(
+        "no configuration: {nothing_there}; the kernel command line says nothing either, as kcrypt.challenger.challenger_server=URL (nothing after the = for none)"
+    ))
 }
 
 /// What stands in the directories and on the kernel command line now, without waiting, mounting or
@@ -88,6 +110,8 @@ enum Oem {
     /// In a LUKS volume that nobody has opened yet: what Kairos' installer then leaves of the configuration is on the
     /// kernel command line (protocols/kcrypt.md §10.3).
     Encrypted,
+    /// Nowhere.
+    Missing,
 }
 
 impl Oem {
@@ -107,11 +131,7 @@ impl Oem {
                 return Ok(Self::Encrypted);
             }
             if Instant::now() >= deadline {
-                return Err(BootError::Setting(format!(
-                    "no configuration: {} hold nothing, and after {} s no file system is labelled {LABEL}",
-                    DIRS.join(", "),
-                    patience.as_secs()
-                )));
+                return Ok(Self::Missing);
             }
             if Instant::now() >= reminder {
                 log::info!(
