@@ -147,6 +147,11 @@ impl Kms {
         run(Command::new(program()?).args(arguments).arg("--store").arg(self.store()))
     }
 
+    /// Process id of the running server.
+    pub fn process(&self) -> Option<u32> {
+        self.server.as_ref().map(|(running, _)| running.id())
+    }
+
     /// Kills the server, as a power cut does.
     pub fn stop(&mut self) {
         self.server = None;

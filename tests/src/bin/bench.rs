@@ -4,6 +4,11 @@
 // A bench that cannot go on says so and stops.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "bench/fleet.rs"]
+mod fleet;
+#[path = "bench/server.rs"]
+mod server;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,11 +22,15 @@ use latchkey_tests::place::{Work, project, target};
 const RUNS: usize = 11;
 const LABEL: &str = "COS_PERSISTENT";
 
+/// Everything, or with the argument `server` the key server alone.
 fn main() {
-    let bench = Bench::new();
-    bench.releases();
-    bench.luks();
-    bench.initramfs();
+    if std::env::args().nth(1).is_none_or(|part| part != "server") {
+        let bench = Bench::new();
+        bench.releases();
+        bench.luks();
+        bench.initramfs();
+    }
+    server::run();
 }
 
 struct Bench {
