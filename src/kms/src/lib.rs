@@ -21,6 +21,7 @@ mod report;
 mod serve;
 mod server;
 mod store;
+mod time;
 mod tls;
 mod visit;
 mod volume;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use latchkey_wire::pubhash::Pubhash;
+use latchkey_wire::{pubhash::Pubhash, release::Refusal};
 
 use crate::{decision::Target, exchange::Endpoint, matching::Facts};
 
@@ -32,6 +32,19 @@ pub(crate) struct Ending {
 impl Ending {
     pub(crate) fn new(result: Ended, reason: &'static str, why: impl Into<String>) -> Self {
         Self { result, reason, why: why.into() }
+    }
+}
+
+/// The class of a refusal, by what the machine is told: the same texts that clients key on.
+pub(crate) fn class(answer: &str) -> &'static str {
+    match Refusal::from_text(answer) {
+        Refusal::Quarantined(_) => "quarantined",
+        Refusal::UnknownMachine(_) => "unknown",
+        Refusal::OtherTpm(_) => "other-tpm",
+        Refusal::BootState(_) => "pcrs",
+        Refusal::Proof(_) | Refusal::PcrMoved(_) => "quote",
+        Refusal::NoSecret(_) => "no-secret",
+        Refusal::EmptySecret | Refusal::Malformed | Refusal::Other(_) => "refused",
     }
 }
 

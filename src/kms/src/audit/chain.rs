@@ -15,13 +15,14 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Event, Timed};
+use crate::time;
 
 /// Longest line; ours have less than 3 KB.
 pub(super) const MAX_LINE: usize = 16 * 1024;
@@ -64,7 +65,7 @@ pub(super) struct Link {
 /// Makes the line that follows, and moves the head to it.
 fn forge(head: &mut Head, time: SystemTime, event: &Event) -> io::Result<String> {
     let seq = head.seq + 1;
-    let line = Line { seq, time: rfc3339(time), event, prev: &head.hash };
+    let line = Line { seq, time: time::rfc3339_millis(time), event, prev: &head.hash };
     let body = serde_json::to_string(&line)?;
     let hash = hash(&body);
     let open = body.strip_suffix('}').unwrap_or(&body);
@@ -196,46 +197,4 @@ fn last_line(lines: &[u8]) -> Option<String> {
     let lines = lines.strip_suffix(b"\n")?;
     let line = lines.rsplit(|&byte| byte == b'\n').next()?;
     Some(String::from_utf8_lossy(line).into_owned())
-}
-
-/// RFC 3339 in UTC, with milliseconds.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Years begin with March: a leap day then ends its year, and months have a regular length.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    format!(
-        "{:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        era * 400 + year + next,
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-        since.subsec_millis()
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
-            (1_709_251_200, "2024-03-01T00:00:00.000Z"),
-            (4_107_542_399, "2100-02-28T23:59:59.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
-            (1_767_225_599, "2025-12-31T23:59:59.000Z"),
-        ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
-        }
-    }
 }

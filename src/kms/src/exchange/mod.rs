@@ -39,7 +39,7 @@ use crate::{
     },
     limits::TooMany,
     matching::Facts,
-    report::{Ended, Ending, Report},
+    report::{self, Ended, Ending, Report},
     store::{CreateError, Store},
     visit::Visit,
 };
@@ -418,12 +418,13 @@ where
 {
     let ending = match outcome {
         Outcome::Refused { answer, why } => {
+            let reason = report::class(&answer);
             let sent = peer.send_payload(&Payload::refusal(answer)).await;
             let why = match sent {
                 Ok(()) => why,
                 Err(failure) => format!("{why}; the answer did not arrive: {failure}"),
             };
-            Ending::new(Ended::Refused, "refused", why)
+            Ending::new(Ended::Refused, reason, why)
         }
         Outcome::Failed { why } => Ending::new(Ended::Failed, "store", why),
         Outcome::Released(_) | Outcome::MayEnrol => {

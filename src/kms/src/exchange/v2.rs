@@ -4,10 +4,7 @@
 //! the connection without a word: Go's client takes every error it is told after its proof for final, and asks again only
 //! then. The values that PCRs should have are in the log alone.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use latchkey_wire::{
@@ -31,8 +28,9 @@ use crate::{
         v2::{self, Decision, Machine, Outcome, Passphrase, Release, Surroundings, VolumeEffect},
     },
     matching::Facts,
-    report::{Ended, Ending},
+    report::{self, Ended, Ending},
     store::{Change, CreateError, EditError, Store},
+    time,
     visit::Visit,
 };
 
@@ -174,7 +172,7 @@ async fn conclude<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let now = rfc3339(SystemTime::now());
+    let now = time::rfc3339(SystemTime::now());
     let surroundings = Surroundings { now: &now, namespace: &settings.namespace };
     let turn = store.turn_of(pubhash).await;
     let decision = store.read(|snapshot| v2::decide(snapshot, pubhash, &machine, &surroundings));
@@ -204,7 +202,8 @@ where
             Err(failure) => failure.ending(),
         },
         End::Refused { answer, why } => {
-            refuse(peer, answer, Ending::new(Ended::Refused, "refused", why)).await
+            let ending = Ending::new(Ended::Refused, report::class(&answer), why);
+            refuse(peer, answer, ending).await
         }
         End::Failed(ending) => ending,
     };
@@ -335,47 +334,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     }
 }
 
-/// `2026-11-21T11:24:00Z`, as Go writes a time in UTC.
-fn rfc3339(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01, in cycles of 400 years (146,097 days); years begin in March, so that leap days come last.
-    let days = days + 719_468;
-    let (cycle, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    format!(
-        "{:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        400 * cycle + year + next,
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    #[test]
-    fn times_are_written_as_go_does() {
-        for (seconds, written) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (951_868_800, "2000-03-01T00:00:00Z"),
-            (1_735_689_599, "2024-12-31T23:59:59Z"),
-            (1_795_260_000, "2026-11-21T11:20:00Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), written);
-        }
-    }
 
     #[test]
     fn a_new_passphrase_is_44_characters_and_another_each_time() {
