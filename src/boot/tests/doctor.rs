@@ -263,6 +263,30 @@ fn a_server_with_a_certificate_of_another_authority() {
     assert!(!finding(&run, "FAIL  key server ").contains("TLS with"), "{}", run.text());
 }
 
+/// `openssl req -x509` makes an authority's certificate. Go takes it for the server's as well if it is the one configured.
+#[test]
+fn a_server_that_shows_the_very_certificate_that_is_trusted() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let tls = TlsServer::showing(
+        "openssl req -x509 $new -days 3650 -subj /CN=kms -addext subjectAltName=IP:127.0.0.1 -keyout key -out cert",
+    );
+    let certificate = tls.directory.0.join("cert");
+    let trust = |server: &str| {
+        machine.configure(&format!(
+            "challenger_server: https://{server}\ncertificate: {}",
+            certificate.display()
+        ));
+        let run = machine.run(&["doctor"]);
+        finding(&run, "FAIL  key server ").to_owned()
+    };
+    // This server does TLS and no WebSocket.
+    let line = trust(&tls.address.to_string());
+    assert!(!line.contains("TLS with"), "{line}");
+    // It is trusted under its own name alone.
+    let line = trust(&format!("localhost:{}", tls.address.port()));
+    assert!(line.contains("NotValidForName") || line.contains("not valid for name"), "{line}");
+}
+
 /// Answers upgrades on `paths` and 404 on all others; the receiver gets the paths asked for, and every message that came.
 #[allow(clippy::result_large_err)]
 fn speaking(paths: &'static [&'static str]) -> (SocketAddr, Receiver<String>) {
@@ -299,17 +323,22 @@ struct TlsServer {
 }
 
 impl TlsServer {
+    /// Has a certificate of an authority of its own, `ca`.
     fn start() -> Self {
+        Self::showing(
+            "openssl req -x509 $new -days 3650 -subj /CN=authority -keyout ca.key -out ca
+             openssl req $new -subj /CN=server -keyout key -out request
+             echo subjectAltName=IP:127.0.0.1 > extensions
+             openssl x509 -req -in request -CA ca -CAkey ca.key -CAcreateserial -days 3650 -extfile extensions -out cert",
+        )
+    }
+
+    /// Shows what `script` makes: `key` and `cert`.
+    fn showing(script: &str) -> Self {
         let directory = Directory::new();
+        let new = "new='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'";
         let made = Command::new("sh")
-            .args([
-                "-ec",
-                "new='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'
-                 openssl req -x509 $new -days 3650 -subj /CN=authority -keyout ca.key -out ca
-                 openssl req $new -subj /CN=server -keyout key -out request
-                 echo subjectAltName=IP:127.0.0.1 > extensions
-                 openssl x509 -req -in request -CA ca -CAkey ca.key -CAcreateserial -days 3650 -extfile extensions -out cert",
-            ])
+            .args(["-ec", &format!("{new}\n{script}")])
             .current_dir(&directory.0)
             .output()
             .unwrap();

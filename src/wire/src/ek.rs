@@ -19,6 +19,8 @@ const BOOLEAN_OR_CONTEXT_0: u8 = 0xa0;
 const INTEGER: u8 = 0x02;
 const BIT_STRING: u8 = 0x03;
 const OBJECT_IDENTIFIER: u8 = 0x06;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
 
 /// 1.2.840.113549.1.1: PKCS#1; the next byte says which.
@@ -108,6 +110,50 @@ pub fn certificate_public_key(blob: &[u8]) -> Result<(Vec<u8>, u32)> {
     fields.skip()?; // subject
     let key = read_spki(fields.enter(SEQUENCE)?)?;
     Ok((key.modulus, key.exponent))
+}
+
+/// From when until when a certificate is valid, in seconds since 1970: RFC 5280 §4.1.2.5.
+pub fn certificate_validity(der: &[u8]) -> Result<(u64, u64)> {
+    let mut certificate = Der::new(der)?.enter(SEQUENCE)?;
+    let mut fields = certificate.enter(SEQUENCE)?;
+    if fields.peek() == Some(BOOLEAN_OR_CONTEXT_0) {
+        fields.skip()?; // version
+    }
+    fields.skip()?; // serialNumber
+    fields.skip()?; // signature
+    fields.skip()?; // issuer
+    let mut validity = fields.enter(SEQUENCE)?;
+    Ok((time(&mut validity)?, time(&mut validity)?))
+}
+
+/// `YYMMDDhhmmssZ` of 1950 to 2049, or `YYYYMMDDhhmmssZ`.
+fn time(fields: &mut Der<'_>) -> Result<u64> {
+    const BAD: Error = Error::Certificate { reason: "a time in it is not as RFC 5280 writes it" };
+    let short = fields.peek() == Some(UTC_TIME);
+    let text = fields.value(if short { UTC_TIME } else { GENERALIZED_TIME })?;
+    let text = std::str::from_utf8(text).map_err(|_| BAD)?;
+    let digits = text.strip_suffix('Z').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+    let digits = digits.ok_or(BAD)?;
+    let (year, rest) = digits.split_at_checked(if short { 2 } else { 4 }).ok_or(BAD)?;
+    let number = |text: &str| text.parse::<u64>().map_err(|_| BAD);
+    let part = |at: usize| rest.get(at..at + 2).ok_or(BAD).and_then(number);
+    let year = match number(year)? {
+        year if !short => year,
+        year if year < 50 => 2000 + year,
+        year => 1900 + year,
+    };
+    let (month, day) = (part(0)?, part(2)?);
+    let (hour, minute, second) = (part(4)?, part(6)?, part(8)?);
+    if rest.len() != 10 || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return Err(BAD);
+    }
+    // Hinnant's `days_from_civil`: years begin in March, so that a leap day ends one.
+    let (year, month) =
+        if month > 2 { (year, month - 3) } else { (year.saturating_sub(1), month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    // What begins before 1970 began long ago.
+    let days = days.saturating_sub(719_468);
+    Ok(days * 86_400 + hour * 3_600 + minute * 60 + second)
 }
 
 /// The DER certificate alone: without TCG header, cut to the length its outer SEQUENCE says.

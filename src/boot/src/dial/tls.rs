@@ -16,10 +16,13 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::client::WebPkiServerVerifier;
+use latchkey_wire::ek::certificate_validity;
+
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
@@ -51,7 +54,8 @@ pub fn lag() -> Option<Duration> {
 pub(super) fn config(certificate: Option<&str>) -> Result<Arc<ClientConfig>, ExchangeError> {
     let bad = |why: String| ExchangeError::Certificate { why };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let roots = Arc::new(roots(certificate)?);
+    let own = own(certificate)?;
+    let roots = Arc::new(roots(&own)?);
     let inner = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
         .build()
         .map_err(|error| bad(error.to_string()))?;
@@ -59,27 +63,32 @@ pub(super) fn config(certificate: Option<&str>) -> Result<Arc<ClientConfig>, Exc
         .with_safe_default_protocol_versions()
         .map_err(|error| bad(error.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(NotBefore { inner, floor }))
+        .with_custom_certificate_verifier(Arc::new(NotBefore { inner, floor, own }))
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
-fn roots(certificate: Option<&str>) -> Result<RootCertStore, ExchangeError> {
+/// The certificates that the operator gave.
+fn own(certificate: Option<&str>) -> Result<Vec<CertificateDer<'static>>, ExchangeError> {
+    let bad = |why: &str| ExchangeError::Certificate { why: why.to_owned() };
+    let Some(pem) = certificate else { return Ok(Vec::new()) };
+    let own: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let own = own.map_err(|error| bad(&format!("{error:?}")))?;
+    if own.is_empty() {
+        return Err(bad("there is no PEM block of type CERTIFICATE in it"));
+    }
+    Ok(own)
+}
+
+fn roots(own: &[CertificateDer<'static>]) -> Result<RootCertStore, ExchangeError> {
     let bad = |why: String| ExchangeError::Certificate { why };
     let mut roots = RootCertStore::empty();
     if let Ok(pem) = std::fs::read(SYSTEM_ROOTS) {
         let system = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
         roots.add_parsable_certificates(system);
     }
-    if let Some(pem) = certificate {
-        let own: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-        let own = own.map_err(|error| bad(format!("{error:?}")))?;
-        if own.is_empty() {
-            return Err(bad("there is no PEM block of type CERTIFICATE in it".into()));
-        }
-        for certificate in own {
-            roots.add(certificate).map_err(|error| bad(error.to_string()))?;
-        }
+    for certificate in own {
+        roots.add(certificate.clone()).map_err(|error| bad(error.to_string()))?;
     }
     if roots.is_empty() {
         return Err(bad(format!(
@@ -94,6 +103,34 @@ fn roots(certificate: Option<&str>) -> Result<RootCertStore, ExchangeError> {
 struct NotBefore {
     inner: Arc<WebPkiServerVerifier>,
     floor: fn() -> Duration,
+    own: Vec<CertificateDer<'static>>,
+}
+
+impl NotBefore {
+    /// A server may show the very certificate that the operator gave, as `openssl req -x509` makes it: an authority's, which
+    /// rustls takes for no server and Go does. `None`: it shows another.
+    fn given(
+        &self,
+        shown: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+        at: UnixTime,
+    ) -> Option<Result<ServerCertVerified, Error>> {
+        self.own.contains(shown).then(|| {
+            verify_server_name(&ParsedCertificate::try_from(shown)?, name)?;
+            let (from, until) = certificate_validity(shown)
+                .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+            let time = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            let (not_before, not_after) = (time(from), time(until));
+            let wrong = if at < not_before {
+                CertificateError::NotValidYetContext { time: at, not_before }
+            } else if at > not_after {
+                CertificateError::ExpiredContext { time: at, not_after }
+            } else {
+                return Ok(ServerCertVerified::assertion());
+            };
+            Err(Error::InvalidCertificate(wrong))
+        })
+    }
 }
 
 impl ServerCertVerifier for NotBefore {
@@ -106,7 +143,15 @@ impl ServerCertVerifier for NotBefore {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let verify = |at| {
-            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at)
+            self.given(end_entity, server_name, at).unwrap_or_else(|| {
+                self.inner.verify_server_cert(
+                    end_entity,
+                    intermediates,
+                    server_name,
+                    ocsp_response,
+                    at,
+                )
+            })
         };
         let floor = UnixTime::since_unix_epoch((self.floor)());
         if now >= floor {
@@ -158,27 +203,51 @@ mod tests {
     /// 2026-01-01.
     const FLOOR: u64 = 1_767_225_600;
 
+    fn verifier(root: &CertificateDer<'static>, own: Vec<CertificateDer<'static>>) -> NotBefore {
+        let mut roots = RootCertStore::empty();
+        roots.add(root.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let inner =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        NotBefore { inner, floor: || Duration::from_secs(FLOOR), own }
+    }
+
+    fn verify(
+        verifier: &NotBefore,
+        shown: &CertificateDer<'_>,
+        name: &str,
+        clock: u64,
+    ) -> Result<ServerCertVerified, Error> {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(clock));
+        verifier.verify_server_cert(shown, &[], &name, &[], now)
+    }
+
+    fn of_kms(years: (i32, i32)) -> CertificateParams {
+        let mut params = CertificateParams::new(vec!["kms.local".to_owned()]).unwrap();
+        (params.not_before, params.not_after) =
+            (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
+        params
+    }
+
+    /// As `openssl req -x509` makes it.
+    fn self_signed(years: (i32, i32)) -> CertificateDer<'static> {
+        let mut params = of_kms(years);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
     /// A certificate for `kms.local` that holds between two years, verified at `clock`.
     fn verified_at(clock: u64, years: (i32, i32)) -> Result<ServerCertVerified, Error> {
         let authority_key = KeyPair::generate().unwrap();
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = authority.self_signed(&authority_key).unwrap();
-        let mut leaf = CertificateParams::new(vec!["kms.local".to_owned()]).unwrap();
-        (leaf.not_before, leaf.not_after) =
-            (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
         let key = KeyPair::generate().unwrap();
-        let leaf = leaf.signed_by(&key, &Issuer::from_params(&authority, &authority_key)).unwrap();
-
-        let mut roots = RootCertStore::empty();
-        roots.add(root.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let inner =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
-        let verifier = NotBefore { inner, floor: || Duration::from_secs(FLOOR) };
-        let name = ServerName::try_from("kms.local").unwrap();
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(clock));
-        verifier.verify_server_cert(leaf.der(), &[], &name, &[], now)
+        let leaf = of_kms(years)
+            .signed_by(&key, &Issuer::from_params(&authority, &authority_key))
+            .unwrap();
+        verify(&verifier(root.der(), Vec::new()), leaf.der(), "kms.local", clock)
     }
 
     #[test]
@@ -194,7 +263,20 @@ mod tests {
         ] {
             let verified = verified_at(clock, years);
             assert_eq!(verified.is_ok(), is_valid, "{what}: {verified:?}");
+            let shown = self_signed(years);
+            let verified =
+                verify(&verifier(&shown, vec![shown.clone()]), &shown, "kms.local", clock);
+            assert_eq!(verified.is_ok(), is_valid, "{what}, self-signed: {verified:?}");
         }
+    }
+
+    #[test]
+    fn a_certificate_that_was_given_is_good_for_its_own_name_and_for_no_other_certificate() {
+        let (given, other) = (self_signed((2025, 2055)), self_signed((2025, 2055)));
+        let verifier = verifier(&given, vec![given.clone()]);
+        verify(&verifier, &given, "kms.local", FLOOR + DAY).unwrap();
+        assert!(verify(&verifier, &given, "kms.example", FLOOR + DAY).is_err());
+        assert!(verify(&verifier, &other, "kms.local", FLOOR + DAY).is_err());
     }
 
     #[test]
