@@ -18,7 +18,8 @@ latchkey_wanted() {
     for latchkey_word in $latchkey_cmdline; do
         case $latchkey_word in
             rd.latchkey=0 | rd.latchkey=no | latchkey.unlock=0 | latchkey.unlock=no | latchkey.test=install) return 1 ;;
-            rd.cos.disable | rd.immucore.disable | cdroot | netboot | install-mode) return 1 ;;
+            rd.cos.disable | rd.immucore.disable | cdroot | netboot) return 1 ;;
+            install-mode | install-mode-interactive) return 1 ;;
             boot=live | rd.live.image | rd.live.dir=* | rd.live.squashimg=*) return 1 ;;
         esac
     done

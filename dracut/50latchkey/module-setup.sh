@@ -36,6 +36,8 @@ installkernel() {
     # COS_OEM, where the cloud-config is.
     instmods ext4
     instmods wireguard
+    # Built in nearly everywhere; without it no key server is reached where there is no IPv4.
+    instmods ipv6
 
     local _why="it comes with the kernel's package; look for it below $srcmods"
     _latchkey_kernel_has dm_crypt || _latchkey_missing "kernel module dm_crypt" "$_why (CONFIG_DM_CRYPT)"
@@ -112,24 +114,23 @@ _latchkey_install_device_mapper() {
         || _latchkey_missing "udev rule 95-dm-notify.rules" "$(_latchkey_package dmsetup)"
 }
 
-# What getaddrinfo and TLS read. The cloud-config is not among it: it belongs to the machine, not to the image.
+# What TLS reads. The cloud-config is not among it: it belongs to the machine, not to the image. Names are looked up by the
+# program itself, which needs no plug-in of the C library, and asks whom DHCP has named to dracut or to systemd-networkd.
 _latchkey_install_network_data() {
     local _bundle
-    inst_libdir_file "libnss_dns.so.*" "libnss_files.so.*"
     for _bundle in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem; do
-        [[ -e $dracutsysrootdir$_bundle ]] && inst_simple "$_bundle"
+        [[ -e $dracutsysrootdir$_bundle ]] || continue
+        # Where the program looks for it, whatever the distribution.
+        inst_simple "$_bundle" /etc/ssl/certs/ca-certificates.crt
+        break
     done
+    [[ -e $initdir/etc/ssl/certs/ca-certificates.crt ]] \
+        || dwarn "latchkey: no CA bundle (package ca-certificates): a key server's certificate has to be in the cloud-config"
 
-    dracut_module_included "systemd-networkd" || return 0
     # Left to itself it configures nothing without ip=.
-    inst_simple "$moddir/99-latchkey-dhcp.network" "$systemdnetwork/99-latchkey-dhcp.network"
-    # It tells DNS servers to systemd-resolved and to nobody else.
-    if ! dracut_module_included "systemd-resolved"; then
-        inst_script "$moddir/latchkey-resolv.sh" /usr/lib/latchkey/resolv
-        inst_simple "$moddir/latchkey-resolv.path" "$systemdsystemunitdir/latchkey-resolv.path"
-        inst_simple "$moddir/latchkey-resolv.service" "$systemdsystemunitdir/latchkey-resolv.service"
-        $SYSTEMCTL -q --root "$initdir" add-wants initrd.target latchkey-resolv.path
-    fi
+    dracut_module_included "systemd-networkd" \
+        && inst_simple "$moddir/99-latchkey-dhcp.network" "$systemdnetwork/99-latchkey-dhcp.network"
+    return 0
 }
 
 _latchkey_install_units() {

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -10,9 +11,13 @@ use std::{
 use latchkey_tests::{
     disk::Persistent,
     error::{Doing, Error, Result, create_dir, run, write},
-    kms::Volume,
+    front::Dns,
+    kms::{Kms, Volume},
+    lan::{HOST, Lan},
     place::{Image, Work, project},
-    scenario::{CloudConfig, Machine, Mesh, Unlocked, static_volume, with_static_secret},
+    scenario::{
+        CloudConfig, Machine, Mesh, Unlocked, static_secret_with, static_volume, with_static_secret,
+    },
     vm::{Boot, PATIENCE, RunningVm, Vm},
 };
 use latchkey_wire::timeline::{Mode, Outcome};
@@ -55,9 +60,40 @@ fn online(variant: &str) -> Result<()> {
     Ok(())
 }
 
+/// The server by its name, too: systemd-networkd keeps what DHCP says of DNS to itself, and the image has no file of the C
+/// library's resolver for it.
 #[test]
 fn online_with_systemd_and_networkd() -> Result<()> {
-    online("sysd-networkd")
+    const NAME: &str = "kms.latchkey.example.org";
+    let lan = Lan::new("dracut-online", HOST)?;
+    let dns = lan.within(|| UdpSocket::bind((HOST, 53)))?.doing(|| "listen for DNS".into())?;
+    let dns = Dns::of(dns, NAME, Ipv4Addr::new(10, 77, 0, 1));
+    let mut kms = Kms::on_lan("dracut-online")?;
+    let config = CloudConfig::online(&kms.url_of(NAME));
+    let machine = static_secret_with(&kms, "dracut-online", &config, PASSPHRASE)?;
+    kms.start_in(&lan)?;
+    let mut vm = vm(&machine, "sysd-networkd", NETWORK)?.lan(&lan).secret(PASSPHRASE).start()?;
+    let boot = Unlocked::follow(&mut vm, Mesh::Up, &[PASSPHRASE])?;
+    assert_eq!((boot.outcome(), boot.timeline.mode), (Outcome::Unlocked, Mode::Online));
+    assert_ne!(dns.heard(), 0);
+    Ok(())
+}
+
+/// Where there is no IPv4: networkd needs no word for that, network-legacy `ip=auto6`.
+#[test]
+#[cfg(feature = "all")]
+fn online_where_there_is_ipv6_only() -> Result<()> {
+    for (variant, words) in [("sysd-networkd", ""), ("sh-busybox", " ip=auto6")] {
+        let name = format!("dracut-ipv6-{variant}");
+        let mut kms = Kms::on_ipv6(&name)?;
+        let machine = static_secret_with(&kms, &name, &CloudConfig::of(&kms), PASSPHRASE)?;
+        kms.start()?;
+        let vm = vm(&machine, variant, &format!("{NETWORK}{words}"))?.ipv6_only();
+        let mut vm = vm.secret(PASSPHRASE).start()?;
+        let boot = Unlocked::follow(&mut vm, Mesh::Up, &[PASSPHRASE])?;
+        assert_eq!(boot.outcome(), Outcome::Unlocked);
+    }
+    Ok(())
 }
 
 #[test]
