@@ -55,7 +55,7 @@ pub enum BootError {
     Ambiguous { label: String, count: usize, devices: String },
 
     #[error(
-        "{} (LUKS2 {uuid}) is labelled {label} and was enrolled on another machine: an impostor. It is left closed. If this machine's TPM or mainboard was replaced, type the recovery key, and run `encrypt {label}` afterwards", device.display()
+        "{} (LUKS2 {uuid}) is labelled {label} and was enrolled on another machine: an impostor. It is left closed. If this machine's TPM or mainboard was replaced, type the recovery key, and run `rekey --key-stdin {label}` afterwards", device.display()
     )]
     Impostor { label: String, device: PathBuf, uuid: String },
 

@@ -42,7 +42,7 @@ const TPM_PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// What `rekey` was told.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Options {
     pub label: String,
     /// The volume itself, instead of the one that has the label.
@@ -118,24 +118,27 @@ fn offline(config: &Config, options: &Options) -> Result<(), BootError> {
 
 /// The volume that is meant, and those that the same passphrase opens.
 fn sharing(config: &Config, options: &Options, tpm: &mut Tpm) -> Result<Vec<Target>, BootError> {
-    let mut targets = vec![find(&options.label, options.device.clone(), tpm)?];
+    let mut targets = vec![find(&options.label, options, tpm)?];
     for label in labels(config).into_iter().filter(|label| *label != options.label) {
-        targets.push(find(&label, None, tpm)?);
+        targets.push(find(&label, &Options { device: None, ..options.clone() }, tpm)?);
     }
     Ok(targets)
 }
 
-fn find(label: &str, device: Option<PathBuf>, tpm: &mut Tpm) -> Result<Target, BootError> {
-    let volume = match device {
+/// Whoever names the device, or has another key of the only volume there is, vouches for it: after a change of TPM it has a mark
+/// that this one does not make.
+fn find(label: &str, options: &Options, tpm: &mut Tpm) -> Result<Target, BootError> {
+    let volumes = match &options.device {
         Some(device) => {
-            let content = read_content(&device)
+            let content = read_content(device)
                 .map_err(BootError::io(format!("read {}", device.display())))?;
-            labelled(&[Volume { device, content }], label)?.remove(0)
+            vec![Volume { device: device.clone(), content }]
         }
-        None => {
-            let mut mark = |uuid: &str, label: &str| Ok(tpm.volume_mac(uuid, label)?);
-            choose(label, &labelled(&scan(), label)?, &mut mark)?
-        }
+        None => scan(),
+    };
+    let volume = match labelled(&volumes, label)?.as_slice() {
+        [only] if options.device.is_some() || options.key.is_some() => only.clone(),
+        several => choose(label, several, &mut |uuid, label| Ok(tpm.volume_mac(uuid, label)?))?,
     };
     Ok(Target { label: label.to_owned(), volume })
 }
@@ -242,7 +245,7 @@ fn finish(
 fn online(config: &Config, options: &Options) -> Result<(), BootError> {
     let steps = Steps::default();
     unlock::with_source(config, &steps, |source, _| {
-        let target = find(&options.label, options.device.clone(), source.tpm())?;
+        let target = find(&options.label, options, source.tpm())?;
         let mut server = Server { source, config, target: &target, steps: &steps };
         let (key, new) = server.change(options)?;
         encrypt::begin_rotation(&target.volume.device, unlock_of(config), &key, &new)?;

@@ -14,6 +14,7 @@ use kcrypt_discovery_challenger::BootError;
 use kcrypt_discovery_challenger::binding::choose;
 use kcrypt_discovery_challenger::disk::{Volume, read_content};
 use kcrypt_discovery_challenger::doctor::{self, Level};
+use kcrypt_discovery_challenger::encrypt;
 use kcrypt_discovery_challenger::luks::{self, Origin};
 use kcrypt_discovery_challenger::{oem, token};
 use latchkey_config::Config;
@@ -338,4 +339,37 @@ fn doctor_tells_of_a_volume_that_is_not_there_not_encrypted_or_there_twice() {
             && line.contains("by the TPM alone, and the configuration names a key server")),
         "{found:?}"
     );
+}
+
+/// With a QR code where there is somebody to point a telephone at it, without where it would end up in a file.
+#[test]
+fn a_recovery_key_is_printed_once_on_a_terminal_as_a_code_too() {
+    let machine = Machine::new(SoftTpm::fresh());
+    let directory = Directory::new();
+    let path = plain(&directory, "partition");
+    let arguments = ["encrypt", "--recovery-key", "--device", path.to_str().unwrap(), LABEL];
+
+    let piped = machine.run(&arguments);
+    assert_eq!(piped.code, 0, "{}", piped.stderr);
+    let first = piped.text().strip_prefix("COS_PERSISTENT ").unwrap().strip_suffix('\n').unwrap();
+    assert_eq!(first.len(), 71, "the key and nothing else: {}", piped.text());
+
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kcrypt-discovery-challenger"))
+        .arg("--config")
+        .arg(&machine.config.0)
+        .args(arguments)
+        .stdout(terminal.slave)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut shown = Vec::new();
+    // EIO is how a terminal ends.
+    let _ = std::io::Read::read_to_end(&mut File::from(terminal.master), &mut shown);
+    assert!(child.wait().unwrap().success());
+    let shown = String::from_utf8(shown).unwrap().replace("\r\n", "\n");
+    let (line, code) = shown.split_once('\n').unwrap();
+    let second = line.strip_prefix("COS_PERSISTENT ").unwrap();
+    assert_eq!(code, *encrypt::qr_code(second).unwrap());
+    assert_ne!(first, second, "made anew");
 }
