@@ -2,7 +2,9 @@
 
 use latchkey_wire::attest::{Attest, Attested, CreationData, RsaPublicArea, RsaSignature};
 use latchkey_wire::credential::split_credential;
-use latchkey_wire::ek::{MAX_CERTIFICATE, RsaPublicKey, certificate_public_key, trim_certificate};
+use latchkey_wire::ek::{
+    MAX_CERTIFICATE, RsaPublicKey, certificate_public_key, certificate_validity, trim_certificate,
+};
 use latchkey_wire::pem;
 use latchkey_wire::pubhash::Pubhash;
 
@@ -40,6 +42,10 @@ pub(crate) fn ek(data: &[u8]) {
     if let Ok((modulus, exponent)) = certificate_public_key(data) {
         assert!(data.len() <= MAX_CERTIFICATE + 64);
         assert_eq!(RsaPublicKey::new(&modulus, exponent).unwrap().modulus, modulus);
+    }
+    if let Ok((from, until)) = certificate_validity(data) {
+        // The year 10000, give or take.
+        assert!(from.max(until) < 253_402_300_800 + 31 * 86_400);
     }
     if let Ok(key) = RsaPublicKey::from_spki(data) {
         assert_eq!(RsaPublicKey::from_spki(&key.spki()).unwrap(), key);
