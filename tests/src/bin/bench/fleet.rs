@@ -30,7 +30,7 @@ pub(crate) fn machines(count: usize) -> Vec<SoftIdentity> {
     let mut keys = read_keys(&path);
     if keys.len() < wanted {
         let (begun, missing) = (Instant::now(), wanted - keys.len());
-        println!("Making {missing} RSA keys, once; they are kept in {}", path.display());
+        println!("Making {missing} RSA keys, once; they are kept in target/bench/keys");
         keys.extend(new_keys(missing));
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, write_keys(&keys)).unwrap();
