@@ -3,7 +3,7 @@
 use kcrypt_discovery_challenger::disk::{self, Content};
 use kcrypt_discovery_challenger::token;
 use latchkey_wire::identity::Identity;
-use latchkey_wire::manifest::{self, Manifests};
+use latchkey_wire::manifest::{self, Manifests, Partition, SealedVolume};
 use latchkey_wire::timeline::Timeline;
 
 use crate::tells_nothing;
@@ -24,13 +24,36 @@ pub(crate) fn manifest(data: &[u8]) {
     let Manifests { volumes, secrets, .. } = manifest::parse(&written).unwrap();
     assert_eq!(volumes, manifests.volumes);
     assert_eq!(secrets, manifests.secrets);
-    for volume in &manifests.volumes {
-        // Names that cannot be told apart are an error of the store's, not of the text.
-        let Ok(changed) = manifest::replace_volume(text, volume) else { continue };
-        let again = manifest::parse(&changed).unwrap();
-        assert_eq!(again.volumes, manifests.volumes);
-        assert_eq!(again.secrets, manifests.secrets);
+    for (at, volume) in manifests.volumes.iter().enumerate() {
+        for wanted in [volume.clone(), learned(volume)] {
+            // Names that cannot be told apart are an error of the store's, not of the text.
+            let Ok(changed) = manifest::replace_volume(text, &wanted) else { continue };
+            let again = manifest::parse(&changed).unwrap();
+            let mut volumes = manifests.volumes.clone();
+            volumes[at] = wanted;
+            assert_eq!(again.volumes, volumes);
+            assert_eq!(again.secrets, manifests.secrets);
+        }
+        let (namespace, name) = (volume.metadata.namespace(), volume.metadata.name.as_str());
+        let object = manifest::ObjectName { kind: manifest::SEALED_VOLUME, namespace, name };
+        if let Ok(left) = manifest::remove(text, &object) {
+            let left = manifest::parse(&left.unwrap_or_default()).unwrap();
+            assert_eq!(left.volumes.len(), manifests.volumes.len() - 1);
+            assert_eq!(left.secrets, manifests.secrets);
+        }
     }
+}
+
+/// What a key server writes into a volume.
+fn learned(volume: &SealedVolume) -> SealedVolume {
+    let mut volume = volume.clone();
+    volume.spec.quarantined = !volume.spec.quarantined;
+    volume.spec.partitions.push(Partition { label: "NEW".to_owned(), ..Partition::default() });
+    let attestation = volume.spec.attestation.get_or_insert_default();
+    attestation.last_verified_at = Some("2026-11-21T00:00:00Z".to_owned());
+    let pcrs = attestation.pcr_values.get_or_insert_default().pcrs.get_or_insert_default();
+    pcrs.insert("7".to_owned(), "00ff".to_owned());
+    volume
 }
 
 /// The first bytes of any device that is plugged in. What is shown of them cannot steer a console.
