@@ -214,8 +214,14 @@ fn a_server_is_found_by_mdns_on_both_families_until_it_says_goodbye() {
         120,
         data,
     ));
-    all_v4.say(&packet.build_bytes_vec().unwrap());
-    kms.wait_for("192.0.2.8:5353 has the same name with the address 192.0.2.99");
+    let packet = packet.build_bytes_vec().unwrap();
+    let conflict = "192.0.2.8:5353 has the same name with the address 192.0.2.99";
+    let end = Instant::now() + rig::PATIENCE;
+    while !kms.lines().iter().any(|line| line.contains(conflict)) {
+        assert!(Instant::now() < end, "the conflict is not told: {:?}", kms.lines());
+        all_v4.say(&packet);
+        thread::sleep(Duration::from_millis(100));
+    }
     // An address that comes later is announced.
     run("ip address add 192.0.2.70/24 dev near");
     let later =

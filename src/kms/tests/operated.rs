@@ -212,7 +212,7 @@ fn hold(kms: &Kms, count: usize, opening: Opening<'_>) -> (Vec<TcpStream>, f64) 
         assert!(Instant::now() < end, "{open} of {count} connections are open");
         open = metric(&rig::page(metrics, "/metrics").1, "latchkey_kms_connections_open");
     }
-    let (now, each) = (kms.resident(), (kms.resident() - before) as f64 / count as f64);
+    let (now, each) = (kms.resident(), kms.resident().saturating_sub(before) as f64 / count as f64);
     println!("{count} connections: {before} KiB before, {now} KiB with them, {each:.1} KiB each");
     (streams, each)
 }
