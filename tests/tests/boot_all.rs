@@ -23,14 +23,14 @@ fn stopped(mut vm: RunningVm) -> Result<i32> {
     Ok(code)
 }
 
-/// An installed machine's disk with another TPM: that one has no passphrase, and makes none.
+/// An installed machine's disk with another TPM: the volume says that it was enrolled with this one's, and stays closed.
 #[test]
 fn offline_other_tpm() -> Result<()> {
     let machine =
         Machine::new("offline-stolen", &CloudConfig::offline().deadline("10s"), Persistent::Plain)?;
     assert_eq!(machine.install(&[])?.code, 0);
     let thief = Tpm::fresh("offline-thief")?;
-    assert_eq!(stopped(machine.vm("thief")?.tpm(&thief).start()?)?, 31);
+    assert_eq!(stopped(machine.vm("thief")?.tpm(&thief).start()?)?, 41);
     let home = Unlocked::follow(&mut machine.vm("home")?.start()?, Mesh::Up, &[])?;
     assert_eq!(home.outcome(), Outcome::Unlocked, "the attempt elsewhere did no harm");
     Ok(())

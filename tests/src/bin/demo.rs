@@ -80,7 +80,7 @@ fn story(teller: &Teller) -> Result<()> {
     vm.wait_for("latchkey: .*quarantined")?;
     vm.wait_for(PROMPT)?;
     teller.say("refused: COS_PERSISTENT stays closed. Somebody comes, and types the recovery key");
-    vm.type_line(&recovery)?;
+    vm.type_to_agent(&recovery)?;
     let refused = Unlocked::follow(&mut vm, Mesh::None, &[&recovery])?;
     drop((console, vm));
     tell_unlocked(teller, &refused);
