@@ -163,8 +163,10 @@ impl Reporter {
             Some(chosen) => chosen.clone(),
             None => {
                 let candidates = candidates(volumes, label, waiting.began)?;
-                let mut mark =
-                    |uuid: &str, label: &str| Ok(source.tpm().volume_mac(uuid, label)?);
+                let mut mark = |uuid: &str, label: &str| {
+                    let ask = || source.tpm().volume_mac(uuid, label);
+                    Ok(steps.time("tpm-volume-mark", ask)?)
+                };
                 let chosen = choose(label, &candidates, &mut mark)?;
                 steps.since("volume", waiting.since_boot);
                 self.report(Report::Chosen(label.to_owned(), chosen.clone()));
