@@ -28,14 +28,17 @@
 //! * If the whole directory cannot be read, everything known stays valid.
 //! * Two objects of one kind, namespace and name that differ are a conflict: neither is used. Equal ones are one.
 
+mod change;
 mod directory;
 mod file;
+mod files;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-pub(crate) use directory::{Change, Store};
+pub(crate) use change::{Change, Prepared};
+pub(crate) use directory::Store;
 pub(crate) use snapshot::{ReadSecret, Snapshot, secret_names};
 
 use std::path::PathBuf;
