@@ -113,7 +113,9 @@ fn install(teller: &Teller, kms: &Kms, machine: &Machine) -> Result<String> {
     }
     for (file, _) in kms.secrets()? {
         let name = file.rsplit('/').next().unwrap_or_default();
-        teller.say(&format!("new in the server's store: {name}, which only this TPM can read"));
+        teller.say(&format!(
+            "new in the server's store: {name}, for this machine and partition alone"
+        ));
     }
     let none = || Error::Setup(format!("no recovery key in {:?}", installed.output));
     installed.recovery_key().ok_or_else(none)
