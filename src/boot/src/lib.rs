@@ -2,7 +2,7 @@
 //! that asks the TPM, for a LUKS passphrase, opens the volume, and leaves a mesh identity.
 //!
 //! One process, no async runtime, no shell, no exec on the way to an open volume. Two threads, and one
-//! for each key server that is being asked. The order of a boot is in [`unlock`].
+//! for each key server, and each of its addresses, that is being asked. The order of a boot is in [`unlock`].
 
 pub mod automatic;
 pub mod binding;

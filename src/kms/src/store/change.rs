@@ -57,12 +57,7 @@ impl Change<'_> {
     /// Adds a Secret durably, or says why not. Never changes an existing one.
     pub(crate) fn create_secret(&mut self, secret: &Secret) -> Result<(), CreateError> {
         let file = self.new_secret(secret)?;
-        let path = file.path.clone();
-        file::write_new(&self.store.directory, &[file])
-            .map_err(|source| EditError::Io { path: path.clone(), source })?;
-        self.files.take_own(&path);
-        self.store.publish(&mut self.files);
-        Ok(())
+        self.add(file)
     }
 
     /// Prepares to add a Secret, and a volume after it, once this change is over: see [`Store::write`].
@@ -79,6 +74,10 @@ impl Change<'_> {
     /// Adds a volume durably, or says why not. Never changes an existing one.
     pub(crate) fn create_volume(&mut self, volume: &SealedVolume) -> Result<(), CreateError> {
         let file = self.new_volume(volume)?;
+        self.add(file)
+    }
+
+    fn add(&mut self, file: NewFile) -> Result<(), CreateError> {
         let path = file.path.clone();
         file::write_new(&self.store.directory, &[file])
             .map_err(|source| EditError::Io { path: path.clone(), source })?;
