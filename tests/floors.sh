@@ -44,7 +44,7 @@ only kcrypt-discovery-challenger latchkey-wire latchkey-tpm latchkey-config
 only latchkey-kms latchkey-wire
 only latchkey latchkey-wire latchkey-config
 # shellcheck disable=SC2086 # a list of words
-forbid kcrypt-discovery-challenger $runtimes aws-lc-rs clap
+forbid kcrypt-discovery-challenger $runtimes aws-lc-rs clap curve25519-dalek ed25519-dalek
 forbid latchkey-kms tss-esapi tss-esapi-sys libcryptsetup-rs
 forbid latchkey tss-esapi tss-esapi-sys libcryptsetup-rs
 

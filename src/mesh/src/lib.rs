@@ -12,4 +12,7 @@ pub mod key;
 mod netlink;
 mod notify;
 pub mod plan;
+pub mod registry;
+pub mod settings;
 pub mod status;
+pub mod view;

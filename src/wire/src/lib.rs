@@ -5,7 +5,7 @@
 //! repeats a value that could be a secret.
 //!
 //! The feature `server` adds what only the key server needs: RSA (attestation keys, quotes, credentials) and the
-//! YAML manifests. The program of the initramfs is built without it.
+//! YAML manifests. The program of the initramfs is built without it, and without `member`, which is the mesh agent's.
 
 pub mod attest;
 pub mod credential;
@@ -16,6 +16,8 @@ mod go_json;
 pub mod identity;
 #[cfg(feature = "manifest")]
 pub mod manifest;
+#[cfg(feature = "member")]
+pub mod member;
 pub mod pem;
 pub mod plugin;
 pub mod pubhash;
