@@ -4,7 +4,7 @@
 //! Whatever a machine has to prove before it counts as a member will stand here, in [`Extension`].
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// Longest record read, in bytes. A genuine one has less than 500.
