@@ -9,6 +9,7 @@ pub mod device;
 pub mod error;
 pub mod handover;
 pub mod key;
+pub mod milestones;
 mod netlink;
 mod notify;
 pub mod plan;
