@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use latchkey_config::{ConfigError, Prefix};
 
+use crate::registry::RegistryError;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +90,12 @@ pub enum Error {
     #[error("cannot put the answer into JSON: {0}")]
     Json(#[from] serde_json::Error),
 
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+
+    #[error("the registry's {what} is not usable: {reason}")]
+    RegistrySettings { what: String, reason: String },
+
     #[error("cannot tell systemd about the state of the service over $NOTIFY_SOCKET: {source}")]
     Notify { source: io::Error },
 }
@@ -107,13 +115,15 @@ impl Error {
             Self::Config(_)
             | Self::NotConfigured
             | Self::MeshPrefix { .. }
-            | Self::OtherNetwork { .. } => 10,
+            | Self::OtherNetwork { .. }
+            | Self::RegistrySettings { .. } => 10,
             Self::NoIdentity { .. } | Self::BadIdentity { .. } => 50,
             Self::NotPermitted { .. } => 60,
             Self::NoWireGuard { .. } => 61,
             Self::NotWireGuard { .. } => 62,
             Self::PortTaken { .. } => 63,
             Self::Address { .. } | Self::Kernel { .. } => 64,
+            Self::Registry(_) => 66,
         }
     }
 }

@@ -5,6 +5,8 @@
 //! so once ([`Event::Away`]) and goes on trying for ever, with jitter; nothing is ever taken for deleted because the
 //! registry is silent.
 
+pub mod nats;
+
 use std::future::Future;
 
 use bytes::Bytes;
