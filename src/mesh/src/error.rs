@@ -27,6 +27,15 @@ pub enum Error {
     )]
     MeshPrefix { prefix: Prefix },
 
+    #[error("{}: {reason}", path.display())]
+    Ikto { path: PathBuf, reason: String },
+
+    #[error("{argument}: {reason}")]
+    Argument { argument: &'static str, reason: String },
+
+    #[error("cannot say where others reach this node: {reason}")]
+    Advertise { reason: String },
+
     #[error("not a WireGuard public key: it is 32 bytes in base64")]
     PublicKey,
 
@@ -112,7 +121,10 @@ impl Error {
             | Self::Output(_)
             | Self::Json(_)
             | Self::Notify { .. } => 1,
+            Self::Argument { .. } => 2,
+            Self::Advertise { .. } => 64,
             Self::Config(_)
+            | Self::Ikto { .. }
             | Self::NotConfigured
             | Self::MeshPrefix { .. }
             | Self::OtherNetwork { .. }

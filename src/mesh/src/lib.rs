@@ -2,12 +2,14 @@
 //! WireGuard device that carries both.
 
 pub mod address;
+pub mod advertise;
 pub mod agent;
 pub mod boot;
 pub mod cli;
 pub mod device;
 pub mod error;
 pub mod handover;
+pub mod ikto;
 pub mod key;
 pub mod milestones;
 mod netlink;

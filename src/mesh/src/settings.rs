@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use latchkey_wire::member::{Cidr, SignaturePolicy};
 use zeroize::Zeroizing;
 
+use crate::error::{Error, Result};
+
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Published as it is; the host's name where nothing else is said.
@@ -131,6 +133,37 @@ pub enum Pem {
     File(PathBuf),
     Text(Secret),
 }
+
+/// What `latchkey.mesh` says.
+///
+/// # Errors
+/// [`Error::MeshPrefix`].
+pub fn from_cloud_config(mesh: &latchkey_config::Mesh) -> Result<Settings> {
+    let prefix = mesh.prefix;
+    Ok(Settings {
+        name: String::new(),
+        mesh: Cidr::new(prefix.network(), prefix.bits()).ok_or(Error::MeshPrefix { prefix })?,
+        address: AddressFrom::Key,
+        key: KeyFrom::HandOver { network: mesh.network.clone() },
+        advertise: Advertise::Route,
+        interface: mesh.interface.clone(),
+        port: mesh.port,
+        keepalive: Keepalive::Auto,
+        mtu: None,
+        registry: None,
+        signatures: SignaturePolicy::default(),
+        strict_records: true,
+        metrics: None,
+        cache: format!("/var/lib/latchkey/mesh-{}.json", mesh.network).into(),
+        socket: DEFAULT_SOCKET.into(),
+    })
+}
+
+/// Where the admin service listens.
+pub const DEFAULT_SOCKET: &str = "/run/latchkey/agent/admin.sock";
+
+/// Likewise with an `ikto.json`: where `ikto info` looks for it.
+pub const DEFAULT_IKTO_SOCKET: &str = "/tmp/ikto.sock";
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
