@@ -16,7 +16,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use latchkey_config::Prefix;
+use latchkey_wire::member::Cidr;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -26,10 +26,11 @@ const DOMAIN: &[u8] = b"latchkey mesh address v1\0";
 
 /// Fewer host bits leave nothing beside all zeros and all ones, so a /31, /32, /127 or /128 is no
 /// mesh.
-const MIN_HOST_BITS: u8 = 2;
+const MIN_HOST_BITS: u32 = 2;
 
-/// Even with two host bits one candidate in two is usable: this many misses in a row do not happen.
-const MAX_FIRST_CANDIDATE: u32 = 256;
+/// Draws for one node. Even with two host bits one in two is usable; in a mesh with half of its
+/// addresses taken, this many misses in a row do not happen.
+const MAX_DRAWS: u32 = 256;
 
 /// An address as a device carries it: the node's own address with the mask of the whole mesh, so
 /// that the kernel's connected route sends the mesh into the device (protocols/ikto-kilo.md §1.8).
@@ -39,52 +40,49 @@ pub struct DeviceAddress {
     pub prefix_length: u8,
 }
 
-/// The addresses that `public_key` may take in `prefix`, best first, each with its candidate
-/// number.
-///
-/// # Errors
-/// [`Error::MeshPrefix`] if fewer than two host bits are left in `prefix`, or if it is everything
-/// there is: its connected route would be the default route.
-pub fn candidates(
-    prefix: Prefix,
-    public_key: PublicKey,
-) -> Result<impl Iterator<Item = (u32, DeviceAddress)>> {
-    if prefix.bits() == 0 || prefix.host_bits() < MIN_HOST_BITS {
-        return Err(Error::MeshPrefix { prefix });
+impl DeviceAddress {
+    pub fn new(own: &Cidr, mesh: &Cidr) -> Self {
+        Self { address: own.address(), prefix_length: mesh.length() }
     }
-    Ok((0..=u32::MAX).filter_map(move |n| Some((n, candidate(prefix, public_key, n)?))))
 }
 
-/// The address `public_key` takes if nobody else has it.
+/// The addresses that `public_key` may take in `mesh`, best first, each with its candidate number.
+/// At least one, and not without end. Where the mesh is small, one may come twice.
 ///
 /// # Errors
-/// As [`candidates`].
-pub fn first_candidate(prefix: Prefix, public_key: PublicKey) -> Result<DeviceAddress> {
-    candidates(prefix, public_key)?
-        .take_while(|(n, _)| *n < MAX_FIRST_CANDIDATE)
-        .map(|(_, address)| address)
-        .next()
-        .ok_or(Error::MeshPrefix { prefix })
+/// [`Error::MeshPrefix`] if fewer than two host bits are left in `mesh`, or if it is everything
+/// there is: its connected route would be the default route.
+pub fn candidates(
+    mesh: &Cidr,
+    public_key: PublicKey,
+) -> Result<impl Iterator<Item = (u32, IpAddr)> + use<>> {
+    let mesh = mesh.masked();
+    if mesh.length() == 0 || host_bits(&mesh) < MIN_HOST_BITS {
+        return Err(Error::MeshPrefix { mesh });
+    }
+    Ok((0..MAX_DRAWS).filter_map(move |n| Some((n, candidate(&mesh, public_key, n)?))))
+}
+
+fn host_bits(mesh: &Cidr) -> u32 {
+    let bits: u32 = if mesh.address().is_ipv4() { 32 } else { 128 };
+    bits.saturating_sub(mesh.length().into())
 }
 
 /// Candidate `n`, or `None` if its host part is all zeros or all ones.
-fn candidate(prefix: Prefix, public_key: PublicKey, n: u32) -> Option<DeviceAddress> {
-    let host_bits = u32::from(prefix.host_bits());
-    let host = leading_bits(digest(prefix, public_key, n), host_bits);
+fn candidate(mesh: &Cidr, public_key: PublicKey, n: u32) -> Option<IpAddr> {
+    let host_bits = host_bits(mesh);
+    let host = leading_bits(digest(mesh, public_key, n), host_bits);
     let all_ones = leading_bits([0xff; 32], host_bits);
-    (host != 0 && host != all_ones).then(|| DeviceAddress {
-        address: with_host_part(prefix.network(), host),
-        prefix_length: prefix.bits(),
-    })
+    (host != 0 && host != all_ones).then(|| with_host_part(mesh.address(), host))
 }
 
-fn digest(prefix: Prefix, public_key: PublicKey, n: u32) -> [u8; 32] {
+fn digest(mesh: &Cidr, public_key: PublicKey, n: u32) -> [u8; 32] {
     let hash = Sha256::new().chain_update(DOMAIN).chain_update(public_key.as_bytes());
-    let hash = match prefix.network() {
+    let hash = match mesh.address() {
         IpAddr::V4(v4) => hash.chain_update(v4.octets()),
         IpAddr::V6(v6) => hash.chain_update(v6.octets()),
     };
-    hash.chain_update([prefix.bits()]).chain_update(n.to_be_bytes()).finalize().into()
+    hash.chain_update([mesh.length()]).chain_update(n.to_be_bytes()).finalize().into()
 }
 
 /// The first `bits` (1 to 128) of a digest as a number.

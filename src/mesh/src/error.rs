@@ -4,7 +4,8 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use latchkey_config::{ConfigError, Prefix};
+use latchkey_config::ConfigError;
+use latchkey_wire::member::Cidr;
 
 use crate::registry::RegistryError;
 
@@ -22,10 +23,10 @@ pub enum Error {
     NotConfigured,
 
     #[error(
-        "latchkey.mesh.prefix {prefix} is no mesh: take a length of 1 to 30 (IPv4) or 1 to 126 \
+        "the prefix {mesh} is no mesh: take a length of 1 to 30 (IPv4) or 1 to 126 \
          (IPv6), so that there is room for addresses beside all zeros and all ones"
     )]
-    MeshPrefix { prefix: Prefix },
+    MeshPrefix { mesh: Cidr },
 
     #[error("{}: {reason}", path.display())]
     Ikto { path: PathBuf, reason: String },
@@ -38,6 +39,18 @@ pub enum Error {
 
     #[error("not a WireGuard public key: it is 32 bytes in base64")]
     PublicKey,
+
+    #[error(
+        "{path} is no WireGuard private key: 32 bytes in base64, as `wg genkey` prints them, and \
+         nothing else"
+    )]
+    BadKeyFile { path: PathBuf },
+
+    #[error(
+        "the mesh address {range} is taken: {key} in the registry is the record of {holder}; give \
+         this node another address, or delete that record if its node is gone"
+    )]
+    AddressTaken { range: Cidr, key: String, holder: String },
 
     #[error("this machine has no mesh identity: {reason}")]
     NoIdentity { reason: String },
@@ -125,6 +138,7 @@ impl Error {
             Self::Advertise { .. } => 64,
             Self::Config(_)
             | Self::Ikto { .. }
+            | Self::BadKeyFile { .. }
             | Self::NotConfigured
             | Self::MeshPrefix { .. }
             | Self::OtherNetwork { .. }
@@ -135,6 +149,7 @@ impl Error {
             Self::NotWireGuard { .. } => 62,
             Self::PortTaken { .. } => 63,
             Self::Address { .. } | Self::Kernel { .. } => 64,
+            Self::AddressTaken { .. } => 65,
             Self::Registry(_) => 66,
         }
     }

@@ -1,6 +1,9 @@
 //! WireGuard keys: X25519 (RFC 7748 §5), 32 bytes, base64 as wg(8) writes them.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 use std::str::FromStr;
 
 use base64::Engine as _;
@@ -10,6 +13,12 @@ use zeroize::Zeroizing;
 use crate::error::{Error, Result};
 
 pub const KEY_LENGTH: usize = 32;
+
+/// With its one `=`.
+const BASE64_LENGTH: usize = 44;
+
+/// Longest key file read, in bytes.
+const MAX_KEY_FILE: usize = 4096;
 
 /// A private key, clamped, wiped when dropped. There is no way to print it.
 pub struct PrivateKey(Zeroizing<[u8; KEY_LENGTH]>);
@@ -26,6 +35,34 @@ impl PrivateKey {
         *first &= 0b1111_1000;
         *last = *last & 0b0111_1111 | 0b0100_0000;
         Self(key)
+    }
+
+    /// Reads a file as `wg genkey` writes it: base64, with white space around it or not.
+    ///
+    /// # Errors
+    /// [`Error::BadKeyFile`] if there is anything else in it.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE + 1));
+        File::open(path)
+            .and_then(|file| file.take(MAX_KEY_FILE as u64 + 1).read_to_end(&mut text))
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    Error::NotPermitted { action: format!("read {}", path.display()) }
+                }
+                _ => Error::File { action: "read", path: path.into(), source },
+            })?;
+        Self::from_base64(text.trim_ascii()).ok_or_else(|| Error::BadKeyFile { path: path.into() })
+    }
+
+    fn from_base64(text: &[u8]) -> Option<Self> {
+        // Three bytes for four characters, rounded up: 44 make 33.
+        let mut bytes = Zeroizing::new([0; KEY_LENGTH + 1]);
+        if text.len() != BASE64_LENGTH {
+            return None;
+        }
+        let length = STANDARD.decode_slice(text, &mut *bytes).ok()?;
+        let key: &[u8; KEY_LENGTH] = bytes.get(..length)?.try_into().ok()?;
+        Some(Self::new(key))
     }
 
     pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
@@ -98,6 +135,27 @@ mod tests {
         let key = PrivateKey::new(&[0xff; 32]);
         assert_eq!((key.as_bytes()[0], key.as_bytes()[31]), (0xf8, 0x7f));
         assert_eq!(format!("{key:?}"), "PrivateKey(hidden)");
+    }
+
+    #[test]
+    fn key_files_are_read_as_wg_writes_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let text = "iEEL/lZm3WZO0m2vtX2jeJkGO9YNuRNcMTbXiTqlHm4=";
+        for good in [text.into(), format!("{text}\n"), format!(" \t{text}\r\n\n")] {
+            std::fs::write(&path, &good).unwrap();
+            let key = PrivateKey::read(&path).unwrap();
+            assert_eq!(STANDARD.encode(key.as_bytes()), text, "{good:?}");
+        }
+        let twice = format!("{text}\n{text}\n");
+        for bad in ["", "AAAA", "iEEL/lZm3WZO0m2vtX2jeJkGO9YNuRNcMTbXiTqlHm4", &twice] {
+            std::fs::write(&path, bad).unwrap();
+            let error = PrivateKey::read(&path).unwrap_err();
+            assert!(matches!(error, Error::BadKeyFile { .. }), "{bad:?}: {error}");
+            assert!(bad.is_empty() || !error.to_string().contains(bad), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(PrivateKey::read(&path).unwrap_err(), Error::File { .. }));
     }
 
     #[test]

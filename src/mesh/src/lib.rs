@@ -11,6 +11,7 @@ pub mod error;
 pub mod handover;
 pub mod ikto;
 pub mod key;
+pub mod leave;
 pub mod milestones;
 mod netlink;
 mod notify;

@@ -8,12 +8,14 @@ use std::time::SystemTime;
 use clap::Parser;
 use latchkey_config::cmdline::CMDLINE;
 use latchkey_config::{Local, Mesh};
-use latchkey_mesh::agent;
+use latchkey_mesh::agent::{self, Options};
 use latchkey_mesh::boot::BootReport;
 use latchkey_mesh::cli::{Arguments, HandoverVerb, Verb};
 use latchkey_mesh::error::{Error, Result};
 use latchkey_mesh::handover::{self, HandOver};
+use latchkey_mesh::settings::{AddressFrom, Advertise, Keepalive, KeyFrom, Settings};
 use latchkey_mesh::status::Status;
+use latchkey_wire::member::{Cidr, SignaturePolicy};
 use nix::sys::stat::fstat;
 
 fn main() -> ExitCode {
@@ -32,8 +34,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let hand_over = HandOver::default();
     let mesh = || mesh(&arguments.cloud_config);
     match &arguments.verb {
-        Verb::Agent { down: false } => agent::run(&mesh()?, &hand_over)?,
-        Verb::Agent { down: true } => take_down(&mesh()?, &hand_over)?,
+        Verb::Agent { down: false } => {
+            let directories = arguments.cloud_config.clone();
+            let settings_again = Box::new(move || Ok(settings(&self::mesh(&directories)?)));
+            agent::run(settings(&mesh()?), Options { hand_over, settings_again })?
+        }
+        Verb::Agent { down: true } => take_down(&settings(&mesh()?), &hand_over)?,
         Verb::Status { boot: true, json } => {
             return show_boot(&BootReport::read(&hand_over)?, *json);
         }
@@ -56,14 +62,36 @@ fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
     local.mesh()?.ok_or(Error::NotConfigured)
 }
 
-fn take_down(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
-    if agent::down(mesh, hand_over)? {
+/// The device of this machine, without a registry.
+fn settings(mesh: &Mesh) -> Settings {
+    let prefix = mesh.prefix.to_string();
+    Settings {
+        name: String::new(),
+        mesh: prefix.parse().unwrap_or_else(|_| Cidr::host(mesh.prefix.network())),
+        address: AddressFrom::Key,
+        key: KeyFrom::HandOver { network: mesh.network.clone() },
+        advertise: Advertise::Route,
+        interface: mesh.interface.clone(),
+        port: mesh.port,
+        keepalive: Keepalive::Auto,
+        mtu: None,
+        registry: None,
+        signatures: SignaturePolicy::Prefer,
+        strict_records: true,
+        metrics: None,
+        cache: format!("/var/lib/latchkey/mesh-{}.json", mesh.network).into(),
+        socket: "/run/latchkey/agent/admin.sock".into(),
+    }
+}
+
+fn take_down(settings: &Settings, hand_over: &HandOver) -> Result<()> {
+    if agent::down(settings, hand_over)? {
         log::info!(
             "{} is gone, and the key of this boot with it: the next one comes with the next boot",
-            mesh.interface
+            settings.interface
         );
     } else {
-        log::info!("there is no {}", mesh.interface);
+        log::info!("there is no {}", settings.interface);
     }
     Ok(())
 }

@@ -44,39 +44,38 @@ const VECTORS: &[(PublicKey, &str, Candidates)] = &[
 #[test]
 fn candidates_are_the_pinned_ones() {
     for (key, prefix, expected) in VECTORS {
-        let prefix: Prefix = prefix.parse().unwrap();
+        let mesh: Cidr = prefix.parse().unwrap();
         let found: Vec<_> =
-            candidates(prefix, *key).unwrap().take(3).map(|(n, a)| (n, a.to_string())).collect();
-        let expected: Vec<_> =
-            expected.iter().map(|(n, a)| (*n, format!("{a}/{}", prefix.bits()))).collect();
-        assert_eq!(found, expected, "{prefix}");
+            candidates(&mesh, *key).unwrap().take(3).map(|(n, a)| (n, a.to_string())).collect();
+        let expected: Vec<_> = expected.iter().map(|(n, a)| (*n, a.to_string())).collect();
+        assert_eq!(found, expected, "{mesh}");
     }
 }
 
+fn first_candidate(mesh: &str, key: PublicKey) -> Result<IpAddr> {
+    let mesh = mesh.parse().unwrap();
+    Ok(candidates(&mesh, key)?.next().unwrap().1)
+}
+
 #[test]
-fn the_first_candidate_is_the_address() {
-    for (key, prefix, expected) in VECTORS {
-        let address = first_candidate(prefix.parse().unwrap(), *key).unwrap();
-        assert_eq!(address.address.to_string(), expected[0].1);
-    }
+fn a_device_carries_the_mask_of_the_mesh() {
+    let (own, mesh) = ("fd10:aaaa:1::/48".parse().unwrap(), "fd10::/16".parse().unwrap());
+    assert_eq!(DeviceAddress::new(&own, &mesh).to_string(), "fd10:aaaa:1::/16");
 }
 
 #[test]
 fn candidates_lie_in_the_prefix_and_are_neither_network_nor_broadcast() {
     for prefix in ["192.0.2.64/30", "10.0.0.0/29", "10.0.0.0/8", "fd10::/126", "fd10::/16"] {
-        let prefix: Prefix = prefix.parse().unwrap();
-        let host_mask = u128::MAX >> (128 - u32::from(prefix.host_bits()));
-        for (_, DeviceAddress { address, prefix_length }) in
-            candidates(prefix, ASCENDING).unwrap().take(200)
-        {
+        let mesh: Cidr = prefix.parse().unwrap();
+        let host_mask = u128::MAX >> (128 - host_bits(&mesh));
+        for (_, address) in candidates(&mesh, ASCENDING).unwrap().take(200) {
             let host = host_mask
                 & match address {
                     IpAddr::V4(v4) => v4.to_bits().into(),
                     IpAddr::V6(v6) => v6.to_bits(),
                 };
-            assert!(prefix.contains(address), "{address} in {prefix}");
-            assert!(host != 0 && host != host_mask, "{address} in {prefix}");
-            assert_eq!(prefix_length, prefix.bits());
+            assert!(mesh.contains(address), "{address} in {mesh}");
+            assert!(host != 0 && host != host_mask, "{address} in {mesh}");
         }
     }
 }
@@ -87,13 +86,13 @@ fn candidates_lie_in_the_prefix_and_are_neither_network_nor_broadcast() {
 fn prefixes_without_room_and_the_whole_internet_are_refused() {
     for prefix in ["192.0.2.0/31", "192.0.2.1/32", "fd10::/127", "fd10::1/128", "0.0.0.0/0", "::/0"]
     {
-        assert!(first_candidate(prefix.parse().unwrap(), ASCENDING).is_err(), "{prefix}");
+        assert!(first_candidate(prefix, ASCENDING).is_err(), "{prefix}");
     }
 }
 
 #[test]
 fn keys_and_prefixes_change_the_address() {
-    let at = |prefix: &str, key| first_candidate(prefix.parse().unwrap(), key).unwrap().address;
+    let at = |mesh: &str, key| first_candidate(mesh, key).unwrap();
     assert_ne!(at("fd10::/16", ASCENDING), at("fd10::/16", ALL_ONES));
     assert_ne!(at("fd10::/16", ASCENDING), at("fd10::/17", ASCENDING));
 }

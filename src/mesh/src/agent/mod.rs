@@ -5,16 +5,17 @@
 //! key, the port or the peers of a device change.
 
 use std::env;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use latchkey_config::Mesh;
+use latchkey_wire::member::Cidr;
 use nix::sys::prctl::set_dumpable;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::address::first_candidate;
+use crate::address::{DeviceAddress, candidates};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::handover::{self, HandOver};
@@ -22,6 +23,7 @@ use crate::key::PrivateKey;
 use crate::netlink::events::Events;
 use crate::notify::{Notify, watchdog_interval};
 use crate::plan::Desired;
+use crate::settings::{AddressFrom, KeyFrom, Settings};
 
 /// What WireGuard takes off an Ethernet path over IPv6: 1500 - 40 (IPv6) - 8 (UDP) - 32
 /// (WireGuard). The kernel's own default.
@@ -43,15 +45,29 @@ pub struct Agent {
     trouble: Option<String>,
 }
 
+/// What an agent needs beside its settings.
+pub struct Options {
+    pub hand_over: HandOver,
+    /// Reads the settings again, on SIGHUP.
+    pub settings_again: Box<dyn Fn() -> Result<Settings> + Send>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("hand_over", &self.hand_over).finish_non_exhaustive()
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, which leave the device up and working.
-pub fn run(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
+pub fn run(settings: Settings, options: Options) -> Result<()> {
+    let hand_over = &options.hand_over;
     // No core dump, and no debugger of others. latchkey.service says the same; this is for runs by
     // hand.
     set_dumpable(false).map_err(|errno| failed("switch core dumps off", errno.into()))?;
     let credentials = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let _lock = hand_over.lock()?;
     let notify = Notify::from_env()?;
-    let mut agent = Agent::new(mesh, hand_over, credentials.as_deref())?;
+    let mut agent = Agent::new(&settings, hand_over, credentials.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| failed("start the event loop", source))?;
     runtime.block_on(async {
@@ -71,21 +87,33 @@ pub fn run(mesh: &Mesh, hand_over: &HandOver) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::AgentRunning`] if there is an agent, which would put it back.
-pub fn down(mesh: &Mesh, hand_over: &HandOver) -> Result<bool> {
+pub fn down(settings: &Settings, hand_over: &HandOver) -> Result<bool> {
     let _lock = hand_over.lock()?;
-    Device::new(&mesh.interface)?.remove()
+    Device::new(&settings.interface)?.remove()
 }
 
 impl Agent {
-    fn new(mesh: &Mesh, hand_over: &HandOver, credentials: Option<&Path>) -> Result<Self> {
-        let mut device = Device::new(&mesh.interface)?;
+    fn new(settings: &Settings, hand_over: &HandOver, credentials: Option<&Path>) -> Result<Self> {
+        let mut device = Device::new(&settings.interface)?;
         let device_key = device.read()?.and_then(|snapshot| snapshot.into_private_key());
-        let key = hand_over.private_key(&mesh.network, credentials, device_key)?;
+        let key = match &settings.key {
+            KeyFrom::HandOver { network } => {
+                hand_over.private_key(network, credentials, device_key)?
+            }
+            KeyFrom::File(path) => PrivateKey::read(path)?,
+        };
+        let own = match settings.address {
+            AddressFrom::Fixed(own) => own,
+            AddressFrom::Key => candidates(&settings.mesh, key.public())?
+                .next()
+                .map(|(_, address)| Cidr::host(address))
+                .ok_or(Error::MeshPrefix { mesh: settings.mesh })?,
+        };
         let desired = Desired {
             public_key: key.public(),
-            port: mesh.port,
+            port: settings.port,
             mtu: DEFAULT_MTU,
-            address: first_candidate(mesh.prefix, key.public())?,
+            address: DeviceAddress::new(&own, &settings.mesh),
         };
         Ok(Self { device, desired, key, trouble: None })
     }
