@@ -13,9 +13,8 @@ use latchkey_mesh::boot::BootReport;
 use latchkey_mesh::cli::{Arguments, HandoverVerb, Verb};
 use latchkey_mesh::error::{Error, Result};
 use latchkey_mesh::handover::{self, HandOver};
-use latchkey_mesh::settings::{AddressFrom, Advertise, Keepalive, KeyFrom, Settings};
+use latchkey_mesh::settings::{Settings, from_cloud_config};
 use latchkey_mesh::status::Status;
-use latchkey_wire::member::{Cidr, SignaturePolicy};
 use nix::sys::stat::fstat;
 
 fn main() -> ExitCode {
@@ -36,10 +35,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.verb {
         Verb::Agent { down: false } => {
             let directories = arguments.cloud_config.clone();
-            let settings_again = Box::new(move || Ok(settings(&self::mesh(&directories)?)));
-            agent::run(settings(&mesh()?), Options { hand_over, settings_again })?
+            let settings_again = Box::new(move || from_cloud_config(&self::mesh(&directories)?));
+            agent::run(from_cloud_config(&mesh()?)?, Options { hand_over, settings_again })?
         }
-        Verb::Agent { down: true } => take_down(&settings(&mesh()?), &hand_over)?,
+        Verb::Agent { down: true } => take_down(&from_cloud_config(&mesh()?)?, &hand_over)?,
         Verb::Status { boot: true, json } => {
             return show_boot(&BootReport::read(&hand_over)?, *json);
         }
@@ -60,28 +59,6 @@ fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
     let cmdline = std::fs::read(CMDLINE).unwrap_or_default();
     let local = Local::read(&directories, &String::from_utf8_lossy(&cmdline))?;
     local.mesh()?.ok_or(Error::NotConfigured)
-}
-
-/// The device of this machine, without a registry.
-fn settings(mesh: &Mesh) -> Settings {
-    let prefix = mesh.prefix.to_string();
-    Settings {
-        name: String::new(),
-        mesh: prefix.parse().unwrap_or_else(|_| Cidr::host(mesh.prefix.network())),
-        address: AddressFrom::Key,
-        key: KeyFrom::HandOver { network: mesh.network.clone() },
-        advertise: Advertise::Route,
-        interface: mesh.interface.clone(),
-        port: mesh.port,
-        keepalive: Keepalive::Auto,
-        mtu: None,
-        registry: None,
-        signatures: SignaturePolicy::Prefer,
-        strict_records: true,
-        metrics: None,
-        cache: format!("/var/lib/latchkey/mesh-{}.json", mesh.network).into(),
-        socket: "/run/latchkey/agent/admin.sock".into(),
-    }
 }
 
 fn take_down(settings: &Settings, hand_over: &HandOver) -> Result<()> {

@@ -142,7 +142,8 @@ pub fn from_cloud_config(mesh: &latchkey_config::Mesh) -> Result<Settings> {
     let prefix = mesh.prefix;
     Ok(Settings {
         name: String::new(),
-        mesh: Cidr::new(prefix.network(), prefix.bits()).ok_or(Error::MeshPrefix { prefix })?,
+        mesh: Cidr::new(prefix.network(), prefix.bits())
+            .ok_or(Error::MeshPrefix { mesh: Cidr::host(prefix.network()) })?,
         address: AddressFrom::Key,
         key: KeyFrom::HandOver { network: mesh.network.clone() },
         advertise: Advertise::Route,
