@@ -13,6 +13,7 @@ kernel=$("$here/kernel.sh")
 initramfs=$("$here/initramfs.sh" "$kcrypt")
 root_image=$("$here/root.sh" "$agent" "$kcrypt" "$report")
 disk=$("$here/disk.sh" "$root_image")
+nats=$("$here/nats.sh")
 
 echo "kernel=$kernel/vmlinuz"
 echo "kernel_version=$(cat "$kernel/version")"
@@ -24,3 +25,4 @@ echo "oem_size=$OEM_SIZE"
 echo "persistent_start=$PERSISTENT_START"
 echo "persistent_size=$PERSISTENT_SIZE"
 echo "tpm_setup=$("$here/tpm-ca.sh")"
+echo "nats_server=$nats"

@@ -11,6 +11,7 @@ pub mod front;
 pub mod kms;
 pub mod lan;
 pub mod lane;
+pub mod nats;
 pub mod place;
 pub mod report;
 pub mod scenario;
