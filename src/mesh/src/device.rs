@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::SystemTime;
 
 use nix::libc;
 
@@ -13,9 +14,9 @@ use crate::error::{Error, Result};
 use crate::key::{PrivateKey, PublicKey};
 use crate::netlink::events::Watched;
 use crate::netlink::link::{Link, Links};
-pub use crate::netlink::wireguard::Peer;
 use crate::netlink::wireguard::WireGuard;
-use crate::plan::{Actual, Change, Desired, plan};
+pub use crate::plan::Peer;
+use crate::plan::{Actual, Change, Desired, Memory, plan, settle};
 
 /// An interface by its name, and the way to it.
 pub struct Device {
@@ -25,6 +26,35 @@ pub struct Device {
     links: Links,
     /// Opened when first needed: asking for the family is what loads the module.
     wireguard: Option<WireGuard>,
+    /// What the last look and our own changes since have left.
+    known: Option<Known>,
+    memory: Memory,
+    refused: BTreeMap<PublicKey, String>,
+}
+
+/// Who carries the packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Kernel,
+    /// wireguard-go, spoken to over its socket.
+    Userspace,
+}
+
+/// What a plan starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// The device as it is: whatever others have done to it is repaired.
+    Fresh,
+    /// The device as we left it, if it is known: for one changed record among thousands.
+    Remembered,
+}
+
+#[derive(Debug)]
+struct Known {
+    actual: Actual,
+    peers: BTreeMap<PublicKey, Peer>,
+    /// When the device was looked at: peers that were alive then count as alive.
+    at: SystemTime,
 }
 
 /// What a device is, as `latchkey status` shows it.
@@ -43,10 +73,19 @@ impl Snapshot {
 }
 
 impl Device {
-    pub fn new(interface: &str) -> Result<Self> {
+    /// Touches nothing yet.
+    pub fn open(interface: &str) -> Result<Self> {
         let links = Links::open()
             .map_err(|source| Error::Kernel { action: "open a netlink socket".into(), source })?;
-        Ok(Self { interface: interface.into(), index: 0, links, wireguard: None })
+        Ok(Self {
+            interface: interface.into(),
+            index: 0,
+            links,
+            wireguard: None,
+            known: None,
+            memory: Memory::default(),
+            refused: BTreeMap::new(),
+        })
     }
 
     pub fn interface(&self) -> &str {
@@ -82,17 +121,62 @@ impl Device {
     }
 
     /// Makes the device what `desired` says and returns what had to be done. `key` is set only if
-    /// the device has another.
-    pub fn reconcile(&mut self, desired: &Desired, key: &PrivateKey) -> Result<Vec<Change>> {
-        let snapshot = self.read()?;
-        let changes = plan(desired, snapshot.as_ref().map(|snapshot| &snapshot.actual));
+    /// the device has another. A peer that the device does not take stops nothing: see
+    /// [`Device::refused`].
+    pub fn reconcile(
+        &mut self,
+        desired: &Desired,
+        key: &PrivateKey,
+        look: Look,
+    ) -> Result<Vec<Change>> {
+        if look == Look::Remembered
+            && let Some(known) = self.known.take()
+            && let Ok(changes) = self.round(desired, key, Some(known))
+        {
+            return Ok(changes);
+        }
+        // Not known, or not any more what it was.
+        let now = SystemTime::now();
+        let known =
+            self.read()?.map(|Snapshot { actual, peers, .. }| Known { actual, peers, at: now });
+        self.round(desired, key, known)
+    }
+
+    /// The peers that the last round could not set, and why.
+    pub fn refused(&self) -> &BTreeMap<PublicKey, String> {
+        &self.refused
+    }
+
+    pub fn backend(&self) -> Backend {
+        Backend::Kernel
+    }
+
+    fn round(
+        &mut self,
+        desired: &Desired,
+        key: &PrivateKey,
+        known: Option<Known>,
+    ) -> Result<Vec<Change>> {
+        self.known = None; // until all is done
+        self.refused.clear();
+        let missing = BTreeMap::new();
+        let (actual, peers, at) =
+            known.as_ref().map_or((None, &missing, SystemTime::now()), |known| {
+                (Some(&known.actual), &known.peers, known.at)
+            });
+        let changes = plan(desired, actual, peers, &self.memory, at);
         for change in &changes {
-            if let Change::Create { mtu } = *change {
-                self.create(mtu)?;
-            } else {
-                self.apply(*change, key)
-                    .map_err(|source| self.refused(*change, desired, source))?;
-            }
+            self.apply(change, desired, key)?;
+        }
+        let refused = &self.refused;
+        self.memory.note(desired, |key| refused.contains_key(key));
+        if refused.is_empty() {
+            let (mut actual, mut peers) = known.map_or_else(
+                || (Actual::created(desired.mtu), BTreeMap::new()),
+                |known| (known.actual, known.peers),
+            );
+            settle(&mut actual, &mut peers, desired, &changes);
+            self.known = Some(Known { actual, peers, at });
         }
         Ok(changes)
     }
@@ -140,28 +224,39 @@ impl Device {
         self.link().map(drop) // for its number
     }
 
-    fn apply(&mut self, change: Change, key: &PrivateKey) -> io::Result<()> {
+    fn apply(&mut self, change: &Change, desired: &Desired, key: &PrivateKey) -> Result<()> {
         let index = self.index;
-        match change {
-            Change::Create { .. } => Ok(()),
-            Change::SetKey { .. } => self.wireguard()?.set(index, Some(key), None),
-            Change::SetPort(port) => self.wireguard()?.set(index, None, Some(port)),
-            Change::SetMtu(mtu) => self.links.set_mtu(index, mtu),
-            Change::AddAddress(address) => self.links.add_address(index, address),
-            Change::RemoveAddress(address) => self.links.remove_address(index, address),
+        let applied = match change {
+            Change::Create { mtu } => return self.create(*mtu),
+            Change::SetPeer(peer) => {
+                let set = self.wireguard().and_then(|wireguard| wireguard.set_peer(index, peer));
+                if let Err(error) = set {
+                    self.refused.insert(peer.public_key, error.to_string());
+                }
+                return Ok(());
+            }
+            Change::RemovePeer(key) => self.wireguard().and_then(|wg| wg.remove_peer(index, key)),
+            Change::SetKey { .. } => self.wireguard().and_then(|wg| wg.set(index, Some(key), None)),
+            Change::SetPort(port) => {
+                self.wireguard().and_then(|wg| wg.set(index, None, Some(*port)))
+            }
+            Change::SetMtu(mtu) => self.links.set_mtu(index, *mtu),
+            Change::AddAddress(address) => self.links.add_address(index, *address),
+            Change::RemoveAddress(address) => self.links.remove_address(index, *address),
             Change::SetUp => self.links.set_up(index),
-        }
+        };
+        applied.map_err(|source| self.not_done(change, desired, source))
     }
 
-    fn refused(&self, change: Change, desired: &Desired, source: io::Error) -> Error {
+    fn not_done(&self, change: &Change, desired: &Desired, source: io::Error) -> Error {
         match (change, source.raw_os_error()) {
             // An interface that is down takes any port; whether it is free shows when it goes up.
             (Change::SetPort(_) | Change::SetUp, Some(libc::EADDRINUSE)) => {
                 Error::PortTaken { port: desired.port }
             }
-            (Change::AddAddress(_), code) if code != Some(libc::EPERM) => Error::Address {
+            (Change::AddAddress(address), code) if code != Some(libc::EPERM) => Error::Address {
                 interface: self.interface.clone(),
-                address: desired.address.address,
+                address: address.address,
                 source,
             },
             _ => failed(format!("{change} on {}", self.interface), source),

@@ -15,6 +15,7 @@ pub mod leave;
 pub mod milestones;
 mod netlink;
 mod notify;
+pub mod path;
 pub mod plan;
 pub mod registry;
 pub mod settings;

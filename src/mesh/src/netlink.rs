@@ -3,6 +3,7 @@
 
 pub(crate) mod events;
 pub(crate) mod link;
+pub(crate) mod route;
 pub(crate) mod wireguard;
 
 use std::io;

@@ -1,10 +1,16 @@
 //! What has to change on a device so that it is what it should be. Pure: an equal device yields an
 //! empty plan, and is not touched.
 
+mod peers;
+
+use std::collections::BTreeMap;
 use std::fmt;
+use std::time::SystemTime;
 
 use crate::address::DeviceAddress;
 use crate::key::PublicKey;
+
+pub use peers::{DesiredPeer, HANDSHAKE_EXPIRES, Memory, Peer, PeerChange};
 
 /// How the WireGuard device should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,10 +18,14 @@ pub struct Desired {
     pub public_key: PublicKey,
     pub port: u16,
     pub mtu: u32,
-    pub address: DeviceAddress,
+    /// None: parked. Key, port and MTU are seen to, but nothing else: no address is added or
+    /// removed, no peer either, and a link that is down stays down.
+    pub address: Option<DeviceAddress>,
+    /// All there should be; others are removed.
+    pub peers: BTreeMap<PublicKey, DesiredPeer>,
 }
 
-/// How it is.
+/// How it is, without its peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actual {
     /// None as long as no key was set.
@@ -29,32 +39,35 @@ pub struct Actual {
 }
 
 /// One step. In the order of this list, which is the order to apply them in: a device is complete
-/// before it goes up, so that its port is its own from the first packet on, and the new address is
-/// there before the old one goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// before it goes up, so that its port is its own from the first packet on; an allowed IP gets its
+/// new owner before the former one goes; and the new address is there before the old one goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     Create { mtu: u32 },
     SetKey { public_key: PublicKey },
     SetPort(u16),
     SetMtu(u32),
+    SetPeer(PeerChange),
+    RemovePeer(PublicKey),
     AddAddress(DeviceAddress),
     RemoveAddress(DeviceAddress),
     SetUp,
 }
 
-/// The difference between `desired` and `actual`; `None` is no device at all.
-pub fn plan(desired: &Desired, actual: Option<&Actual>) -> Vec<Change> {
+/// The difference between `desired` and what is there; no `actual` is no device at all. `memory` is
+/// what was set before, and `now` the time of the look at the device.
+pub fn plan(
+    desired: &Desired,
+    actual: Option<&Actual>,
+    peers: &BTreeMap<PublicKey, Peer>,
+    memory: &Memory,
+    now: SystemTime,
+) -> Vec<Change> {
     let fresh;
     let (mut changes, actual) = match actual {
         Some(actual) => (Vec::new(), actual),
         None => {
-            fresh = Actual {
-                public_key: None,
-                port: 0,
-                mtu: desired.mtu,
-                up: false,
-                addresses: Vec::new(),
-            };
+            fresh = Actual::created(desired.mtu);
             (vec![Change::Create { mtu: desired.mtu }], &fresh)
         }
     };
@@ -67,15 +80,48 @@ pub fn plan(desired: &Desired, actual: Option<&Actual>) -> Vec<Change> {
     if actual.mtu != desired.mtu {
         changes.push(Change::SetMtu(desired.mtu));
     }
-    if !actual.addresses.contains(&desired.address) {
-        changes.push(Change::AddAddress(desired.address));
+    let Some(wanted) = desired.address else { return changes };
+    peers::plan(&mut changes, desired, peers, memory, now);
+    if !actual.addresses.contains(&wanted) {
+        changes.push(Change::AddAddress(wanted));
     }
-    let foreign = actual.addresses.iter().filter(|address| **address != desired.address);
+    let foreign = actual.addresses.iter().filter(|address| **address != wanted);
     changes.extend(foreign.copied().map(Change::RemoveAddress));
     if !actual.up {
         changes.push(Change::SetUp);
     }
     changes
+}
+
+/// What is there once `changes` are applied, as far as it does not follow from what the device does
+/// by itself.
+pub(crate) fn settle(
+    actual: &mut Actual,
+    peers: &mut BTreeMap<PublicKey, Peer>,
+    desired: &Desired,
+    changes: &[Change],
+) {
+    for change in changes {
+        match change {
+            Change::SetKey { public_key } => actual.public_key = Some(*public_key),
+            Change::SetPort(port) => actual.port = *port,
+            Change::SetMtu(mtu) => actual.mtu = *mtu,
+            Change::AddAddress(address) => actual.addresses.push(*address),
+            Change::RemoveAddress(address) => actual.addresses.retain(|other| other != address),
+            Change::SetUp => actual.up = true,
+            Change::Create { .. } | Change::SetPeer(_) | Change::RemovePeer(_) => {}
+        }
+    }
+    if desired.address.is_some() {
+        peers::settle(peers, desired, changes);
+    }
+}
+
+impl Actual {
+    /// A device as it is made.
+    pub(crate) fn created(mtu: u32) -> Self {
+        Self { public_key: None, port: 0, mtu, up: false, addresses: Vec::new() }
+    }
 }
 
 impl fmt::Display for Change {
@@ -85,6 +131,8 @@ impl fmt::Display for Change {
             Self::SetKey { public_key } => write!(f, "set the key of {public_key}"),
             Self::SetPort(port) => write!(f, "listen on port {port}"),
             Self::SetMtu(mtu) => write!(f, "set MTU {mtu}"),
+            Self::SetPeer(change) => change.fmt(f),
+            Self::RemovePeer(public_key) => write!(f, "remove the peer {public_key}"),
             Self::AddAddress(address) => write!(f, "add {address}"),
             Self::RemoveAddress(address) => write!(f, "remove {address}"),
             Self::SetUp => f.write_str("set it up"),
@@ -93,138 +141,4 @@ impl fmt::Display for Change {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: PublicKey = PublicKey::new([1; 32]);
-    const OTHER_KEY: PublicKey = PublicKey::new([2; 32]);
-
-    fn address(text: &str) -> DeviceAddress {
-        let (address, length) = text.split_once('/').unwrap();
-        DeviceAddress { address: address.parse().unwrap(), prefix_length: length.parse().unwrap() }
-    }
-
-    fn desired() -> Desired {
-        Desired { public_key: KEY, port: 51820, mtu: 1420, address: address("fd10::7/16") }
-    }
-
-    fn equal() -> Actual {
-        Actual {
-            public_key: Some(KEY),
-            port: 51820,
-            mtu: 1420,
-            up: true,
-            addresses: vec![address("fd10::7/16")],
-        }
-    }
-
-    #[test]
-    fn a_missing_device_is_made_from_nothing_and_goes_up_last() {
-        let all = [
-            Change::Create { mtu: 1420 },
-            Change::SetKey { public_key: KEY },
-            Change::SetPort(51820),
-            Change::AddAddress(address("fd10::7/16")),
-            Change::SetUp,
-        ];
-        assert_eq!(plan(&desired(), None), all);
-    }
-
-    #[test]
-    fn an_equal_device_is_not_touched() {
-        assert_eq!(plan(&desired(), Some(&equal())), []);
-    }
-
-    #[test]
-    fn only_the_difference_is_applied() {
-        let cases: &[(Actual, &[Change])] = &[
-            (Actual { public_key: None, ..equal() }, &[Change::SetKey { public_key: KEY }]),
-            (
-                Actual { public_key: Some(OTHER_KEY), ..equal() },
-                &[Change::SetKey { public_key: KEY }],
-            ),
-            (Actual { port: 0, ..equal() }, &[Change::SetPort(51820)]),
-            (Actual { port: 51821, ..equal() }, &[Change::SetPort(51820)]),
-            (Actual { mtu: 1500, ..equal() }, &[Change::SetMtu(1420)]),
-            (Actual { up: false, ..equal() }, &[Change::SetUp]),
-            (Actual { addresses: vec![], ..equal() }, &[Change::AddAddress(address("fd10::7/16"))]),
-            (
-                Actual { addresses: vec![address("fd10::7/16"), address("10.0.0.1/8")], ..equal() },
-                &[Change::RemoveAddress(address("10.0.0.1/8"))],
-            ),
-            (
-                // The same address with another mask is another address: its connected route is.
-                Actual { addresses: vec![address("fd10::7/48")], up: false, ..equal() },
-                &[
-                    Change::AddAddress(address("fd10::7/16")),
-                    Change::RemoveAddress(address("fd10::7/48")),
-                    Change::SetUp,
-                ],
-            ),
-        ];
-        for (actual, changes) in cases {
-            assert_eq!(plan(&desired(), Some(actual)), *changes, "{actual:?}");
-        }
-    }
-
-    #[test]
-    fn changes_come_in_the_order_of_their_list() {
-        let worst = Actual {
-            public_key: None,
-            port: 1,
-            mtu: 1280,
-            up: false,
-            addresses: vec![address("fd10::8/16"), address("fd10::7/48")],
-        };
-        let changes = plan(&desired(), Some(&worst));
-        assert_eq!(changes.len(), 7);
-        assert!(changes.is_sorted_by_key(|change| match change {
-            Change::Create { .. } => 0,
-            Change::SetKey { .. } => 1,
-            Change::SetPort(_) => 2,
-            Change::SetMtu(_) => 3,
-            Change::AddAddress(_) => 4,
-            Change::RemoveAddress(_) => 5,
-            Change::SetUp => 6,
-        }));
-    }
-
-    /// Applies a plan to a model of the device: after one round nothing is left to do.
-    #[test]
-    fn a_plan_leads_to_the_desired_device() {
-        let starts = [
-            None,
-            Some(equal()),
-            Some(Actual {
-                public_key: Some(OTHER_KEY),
-                port: 1,
-                mtu: 9000,
-                up: false,
-                addresses: vec![address("fd10::7/48")],
-            }),
-        ];
-        for start in starts {
-            let mut device = start;
-            for change in plan(&desired(), device.clone().as_ref()) {
-                apply(&mut device, change);
-            }
-            assert_eq!(plan(&desired(), device.as_ref()), []);
-        }
-    }
-
-    fn apply(device: &mut Option<Actual>, change: Change) {
-        if let Change::Create { mtu } = change {
-            *device = Some(Actual { public_key: None, port: 0, mtu, up: false, addresses: vec![] });
-        }
-        let device = device.as_mut().unwrap();
-        match change {
-            Change::Create { .. } => {}
-            Change::SetKey { public_key } => device.public_key = Some(public_key),
-            Change::SetPort(port) => device.port = port,
-            Change::SetMtu(mtu) => device.mtu = mtu,
-            Change::AddAddress(address) => device.addresses.push(address),
-            Change::RemoveAddress(address) => device.addresses.retain(|other| *other != address),
-            Change::SetUp => device.up = true,
-        }
-    }
-}
+mod tests;

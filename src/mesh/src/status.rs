@@ -73,7 +73,7 @@ impl Status {
     /// # Errors
     /// [`crate::error::Error::NotPermitted`] without CAP_NET_ADMIN.
     pub fn read(mesh: &Mesh, hand_over: &HandOver) -> Result<Self> {
-        let snapshot = Device::new(&mesh.interface)?.read()?;
+        let snapshot = Device::open(&mesh.interface)?.read()?;
         let (device, peers) = snapshot
             .map_or((None, BTreeMap::new()), |snapshot| (Some(snapshot.actual), snapshot.peers));
         Ok(Self {
@@ -199,11 +199,7 @@ impl From<(PublicKey, Peer)> for PeerStatus {
         Self {
             public_key: public_key.to_string(),
             endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
-            allowed_ips: peer
-                .allowed_ips
-                .iter()
-                .map(|(address, length)| format!("{address}/{length}"))
-                .collect(),
+            allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
             latest_handshake: peer.last_handshake.and_then(since_1970).map(|age| age.as_secs()),
             received_bytes: peer.received_bytes,
             sent_bytes: peer.sent_bytes,

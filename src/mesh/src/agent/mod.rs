@@ -4,6 +4,7 @@
 //! netlink events about links and addresses, and with a slow tick, because nobody is told when the
 //! key, the port or the peers of a device change.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fmt;
 use std::io;
@@ -16,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::address::{DeviceAddress, candidates};
-use crate::device::Device;
+use crate::device::{Device, Look};
 use crate::error::{Error, Result};
 use crate::handover::{self, HandOver};
 use crate::key::PrivateKey;
@@ -89,12 +90,12 @@ pub fn run(settings: Settings, options: Options) -> Result<()> {
 /// [`Error::AgentRunning`] if there is an agent, which would put it back.
 pub fn down(settings: &Settings, hand_over: &HandOver) -> Result<bool> {
     let _lock = hand_over.lock()?;
-    Device::new(&settings.interface)?.remove()
+    Device::open(&settings.interface)?.remove()
 }
 
 impl Agent {
     fn new(settings: &Settings, hand_over: &HandOver, credentials: Option<&Path>) -> Result<Self> {
-        let mut device = Device::new(&settings.interface)?;
+        let mut device = Device::open(&settings.interface)?;
         let device_key = device.read()?.and_then(|snapshot| snapshot.into_private_key());
         let key = match &settings.key {
             KeyFrom::HandOver { network } => {
@@ -113,13 +114,14 @@ impl Agent {
             public_key: key.public(),
             port: settings.port,
             mtu: DEFAULT_MTU,
-            address: DeviceAddress::new(&own, &settings.mesh),
+            address: Some(DeviceAddress::new(&own, &settings.mesh)),
+            peers: BTreeMap::new(),
         };
         Ok(Self { device, desired, key, trouble: None })
     }
 
     fn reconcile(&mut self) -> Result<()> {
-        let changes = self.device.reconcile(&self.desired, &self.key)?;
+        let changes = self.device.reconcile(&self.desired, &self.key, Look::Fresh)?;
         for change in &changes {
             log::info!("{}: {change}", self.device.interface());
         }
@@ -174,12 +176,9 @@ impl Agent {
     }
 
     fn summary(&self) -> String {
-        format!(
-            "{} is up: {}, port {}",
-            self.device.interface(),
-            self.desired.address,
-            self.desired.port
-        )
+        let address =
+            self.desired.address.map_or_else(String::new, |address| format!("{address}, "));
+        format!("{} is up: {address}port {}", self.device.interface(), self.desired.port)
     }
 }
 

@@ -142,11 +142,16 @@ fn kind(info: LinkInfo) -> Option<String> {
     }
 }
 
-/// `Local` is the own address; only `Address` is there where the two are the same in IPv6.
 fn device_address(message: &AddressMessage) -> Option<DeviceAddress> {
     if message.header.scope == AddressScope::Link {
         return None;
     }
+    let address = own_address(message)?;
+    Some(DeviceAddress { address, prefix_length: message.header.prefix_len })
+}
+
+/// `Local` is the own address; only `Address` is there where the two are the same in IPv6.
+pub(super) fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     let own = |attribute: &AddressAttribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
@@ -155,12 +160,8 @@ fn device_address(message: &AddressMessage) -> Option<DeviceAddress> {
         AddressAttribute::Address(address) => Some(*address),
         _ => None,
     };
-    let address = message
-        .attributes
-        .iter()
-        .find_map(own)
-        .or_else(|| message.attributes.iter().find_map(either))?;
-    Some(DeviceAddress { address, prefix_length: message.header.prefix_len })
+    let attributes = &message.attributes;
+    attributes.iter().find_map(own).or_else(|| attributes.iter().find_map(either))
 }
 
 fn address_message(

@@ -3,22 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use latchkey_wire::member::Cidr;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_wireguard::{
-    WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd, WireguardMessage,
-    WireguardPeer, WireguardPeerAttribute,
+    WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute,
+    WireguardCmd, WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
 };
 use netlink_sys::protocols::NETLINK_GENERIC;
 use zeroize::Zeroize;
 
 use super::Netlink;
 use crate::key::{PrivateKey, PublicKey};
+use crate::plan::{Peer, PeerChange};
 
 const FAMILY: &str = "wireguard";
 
@@ -36,18 +37,6 @@ pub(crate) struct WireGuardDevice {
     /// 0 as long as none was set and the link is down.
     pub(crate) port: u16,
     pub(crate) peers: BTreeMap<PublicKey, Peer>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Peer {
-    pub endpoint: Option<SocketAddr>,
-    /// Address and prefix length.
-    pub allowed_ips: Vec<(IpAddr, u8)>,
-    pub last_handshake: Option<SystemTime>,
-    pub received_bytes: u64,
-    pub sent_bytes: u64,
-    /// Seconds; 0 is off.
-    pub persistent_keepalive: u16,
 }
 
 impl WireGuard {
@@ -101,6 +90,42 @@ impl WireGuard {
             }
         }
         result
+    }
+
+    /// One peer at a time.
+    pub(crate) fn set_peer(&mut self, index: u32, change: &PeerChange) -> io::Result<()> {
+        let mut attributes = vec![WireguardPeerAttribute::PublicKey(*change.public_key.as_bytes())];
+        if change.replace_allowed_ips {
+            attributes.push(WireguardPeerAttribute::Flags(WireguardPeerFlags::ReplaceAllowedIps));
+        }
+        attributes.extend(change.endpoint.map(WireguardPeerAttribute::Endpoint));
+        attributes.extend(change.keepalive.map(WireguardPeerAttribute::PersistentKeepalive));
+        let ips = change.allowed_ips.iter().map(|ip| {
+            WireguardAllowedIp(vec![
+                WireguardAllowedIpAttr::Family(match ip.address() {
+                    std::net::IpAddr::V4(_) => WireguardAddressFamily::Ipv4,
+                    std::net::IpAddr::V6(_) => WireguardAddressFamily::Ipv6,
+                }),
+                WireguardAllowedIpAttr::IpAddr(ip.address()),
+                WireguardAllowedIpAttr::Cidr(ip.length()),
+            ])
+        });
+        attributes.push(WireguardPeerAttribute::AllowedIps(ips.collect()));
+        self.set_peers(index, vec![WireguardPeer(attributes)])
+    }
+
+    pub(crate) fn remove_peer(&mut self, index: u32, key: &PublicKey) -> io::Result<()> {
+        let attributes = vec![
+            WireguardPeerAttribute::PublicKey(*key.as_bytes()),
+            WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe),
+        ];
+        self.set_peers(index, vec![WireguardPeer(attributes)])
+    }
+
+    fn set_peers(&mut self, index: u32, peers: Vec<WireguardPeer>) -> io::Result<()> {
+        let attributes = vec![WireguardAttribute::IfIndex(index), WireguardAttribute::Peers(peers)];
+        let request = self.message(WireguardCmd::SetDevice, attributes);
+        self.netlink.request(&request, 0).map(drop)
     }
 
     fn message(
@@ -165,7 +190,7 @@ impl WireGuardDevice {
     }
 }
 
-fn allowed_ip(WireguardAllowedIp(attributes): &WireguardAllowedIp) -> Option<(IpAddr, u8)> {
+fn allowed_ip(WireguardAllowedIp(attributes): &WireguardAllowedIp) -> Option<Cidr> {
     let address = attributes.iter().find_map(|attribute| match attribute {
         WireguardAllowedIpAttr::IpAddr(address) => Some(*address),
         _ => None,
@@ -174,7 +199,7 @@ fn allowed_ip(WireguardAllowedIp(attributes): &WireguardAllowedIp) -> Option<(Ip
         WireguardAllowedIpAttr::Cidr(length) => Some(*length),
         _ => None,
     })?;
-    Some((address, length))
+    Cidr::new(address, length)
 }
 
 #[cfg(test)]
@@ -217,7 +242,7 @@ mod tests {
         }
         let peer = Peer {
             endpoint: Some("192.0.2.1:1".parse().unwrap()),
-            allowed_ips: vec![("10.0.0.0".parse().unwrap(), 24), ("fd10::".parse().unwrap(), 48)],
+            allowed_ips: ["10.0.0.0/24", "fd10::/48"].map(|ip| ip.parse().unwrap()).into(),
             last_handshake: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)),
             received_bytes: 3,
             sent_bytes: 4,
