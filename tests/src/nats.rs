@@ -46,6 +46,8 @@ use crate::{
 
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(20);
+/// The same where nobody answers while a cluster has no leader, and the question is put again.
+const SOON: Duration = Duration::from_secs(1);
 
 /// A server's folder, configuration and port; the server itself runs between [`NatsServer::start`] and [`NatsServer::kill`].
 #[derive(Debug)]
@@ -294,10 +296,10 @@ impl NatsCluster {
         }
         let server = self.servers.first().ok_or_else(|| Error::Setup("no servers".into()))?;
         let deadline = Instant::now() + PATIENCE;
-        let mut client = server.client(login)?;
         loop {
-            // Answered with an error, or by nobody, until there is a leader.
-            let answer = client.request("$JS.API.INFO", "").unwrap_or_default();
+            let answer = Client::connect_for(server.listen, login, SOON)
+                .and_then(|mut client| client.request("$JS.API.INFO", ""))
+                .unwrap_or_default();
             if answer.get("limits").is_some() {
                 return Ok(());
             }
@@ -314,9 +316,10 @@ impl NatsCluster {
         let mut last = Value::Null;
         while Instant::now() < deadline {
             for server in self.servers.iter().filter(|s| s.process().is_some()) {
-                let Ok(mut client) = server.client(login) else { continue };
                 let subject = format!("$JS.API.STREAM.INFO.{stream}");
-                last = client.request(&subject, "").unwrap_or_default();
+                last = Client::connect_for(server.listen, login, SOON)
+                    .and_then(|mut client| client.request(&subject, ""))
+                    .unwrap_or_default();
                 let leader = last.pointer("/cluster/leader").and_then(Value::as_str);
                 let found = self.servers.iter().position(|s| Some(s.name.as_str()) == leader);
                 if let Some(n) = found {
@@ -339,23 +342,27 @@ pub struct Client {
 
 impl Client {
     pub fn connect(address: SocketAddr, login: &Login<'_>) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, ANSWER)
-            .and_then(|stream| stream.set_read_timeout(Some(ANSWER)).map(|()| stream))
+        Self::connect_for(address, login, ANSWER)
+    }
+
+    fn connect_for(address: SocketAddr, login: &Login<'_>, answer: Duration) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, answer)
+            .and_then(|stream| stream.set_read_timeout(Some(answer)).map(|()| stream))
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
             .doing(|| format!("connect to nats-server at {address}"))?;
         let inbox = format!("_INBOX.harness{}", getrandom::u64().unwrap_or_default());
         let mut client = Self { stream: BufReader::new(stream), inbox, requests: 0 };
         client.line()?; // INFO
-        let mut options = json!({ "verbose": false, "pedantic": false, "lang": "rust", "version": "0",
-            "headers": true, "no_responders": true, "name": "harness" });
-        match *login {
-            Login::None => {}
-            Login::Password(user, password) => {
-                options["user"] = user.into();
-                options["pass"] = password.into();
-            }
-            Login::Token(token) => options["auth_token"] = token.into(),
-        }
+        let credentials = match *login {
+            Login::None => json!({}),
+            Login::Password(user, password) => json!({ "user": user, "pass": password }),
+            Login::Token(token) => json!({ "auth_token": token }),
+        };
+        let options = with(
+            json!({ "verbose": false, "pedantic": false, "lang": "rust", "version": "0", "headers": true,
+                "no_responders": true, "name": "harness" }),
+            &credentials,
+        );
         client.send(&format!("CONNECT {options}\r\nSUB {}.* 1\r\nPING\r\n", client.inbox))?;
         loop {
             let line = client.line()?;
@@ -392,14 +399,12 @@ impl Client {
 
     /// The same with some of the stream's settings in other ways.
     pub fn create_bucket_with(&mut self, bucket: &str, settings: &Value) -> Result<()> {
-        let mut stream = json!({ "name": format!("KV_{bucket}"), "subjects": [format!("$KV.{bucket}.>")],
+        let stream = json!({ "name": format!("KV_{bucket}"), "subjects": [format!("$KV.{bucket}.>")],
             "retention": "limits", "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0,
             "max_msgs_per_subject": 1, "max_msg_size": -1, "storage": "file", "discard": "new",
             "num_replicas": 1, "duplicate_window": 120_000_000_000_u64, "deny_delete": true,
             "allow_rollup_hdrs": true, "allow_direct": true });
-        if let (Some(stream), Some(settings)) = (stream.as_object_mut(), settings.as_object()) {
-            stream.extend(settings.clone());
-        }
+        let stream = with(stream, settings);
         self.expect(&format!("$JS.API.STREAM.CREATE.KV_{bucket}"), &stream.to_string()).map(drop)
     }
 
@@ -588,12 +593,14 @@ impl Operator {
         expires: Option<u64>,
     ) -> Result<String> {
         let user = KeyPair::new_user();
-        let mut claims =
-            json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
-        if let Some(publish) = publish {
-            claims["pub"] = json!({ "allow": publish });
-            claims["sub"] = json!({ "allow": ["_INBOX.>"] });
-        }
+        let permissions = publish.map_or_else(
+            || json!({}),
+            |publish| json!({ "pub": { "allow": publish }, "sub": { "allow": ["_INBOX.>"] } }),
+        );
+        let claims = with(
+            json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 }),
+            &permissions,
+        );
         let jwt = jwt(&self.account, name, &user.public_key(), &claims, expires)?;
         let seed = user.seed().map_err(|e| Error::Setup(format!("no seed: {e}")))?;
         Ok(format!(
@@ -611,11 +618,11 @@ fn jwt(
     nats: &Value,
     expires: Option<u64>,
 ) -> Result<String> {
-    let mut claims = json!({ "jti": name, "iat": 1_700_000_000, "iss": issuer.public_key(), "name": name,
-        "sub": subject, "nats": nats });
-    if let Some(expires) = expires {
-        claims["exp"] = expires.into();
-    }
+    let claims = with(
+        json!({ "jti": name, "iat": 1_700_000_000, "iss": issuer.public_key(), "name": name,
+            "sub": subject, "nats": nats }),
+        &expires.map_or_else(|| json!({}), |expires| json!({ "exp": expires })),
+    );
     let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
     let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
     let signed = format!(
@@ -627,6 +634,14 @@ fn jwt(
         .sign(signed.as_bytes())
         .map_err(|e| Error::Setup(format!("cannot sign a JWT: {e}")))?;
     Ok(format!("{signed}.{}", encode(&signature)))
+}
+
+/// One object with the fields of both.
+fn with(mut object: Value, more: &Value) -> Value {
+    if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
+        object.extend(more.clone());
+    }
+    object
 }
 
 /// Fetched on first use.
