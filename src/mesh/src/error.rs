@@ -1,7 +1,7 @@
 //! What can go wrong in `latchkey`, and the exit code of each kind.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use latchkey_config::ConfigError;
@@ -10,6 +10,9 @@ use latchkey_wire::member::Cidr;
 use crate::registry::RegistryError;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The registry is away, refuses, or is not what it should be.
+pub const EXIT_REGISTRY: u8 = 66;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -103,6 +106,35 @@ pub enum Error {
     #[error("an agent is running; stop it first (systemctl stop latchkey)")]
     AgentRunning,
 
+    #[error(
+        "an agent answers on {path} (the socket's owner is user {owner}); stop it, or give this one another socket \
+         (--socket)"
+    )]
+    SocketTaken { path: PathBuf, owner: u32 },
+
+    #[error("{path} exists and is no socket; remove it, or give the agent another path (--socket)")]
+    NotASocket { path: PathBuf },
+
+    #[error(
+        "the socket cannot be in {path}: anybody may remove it there and put another in its place; take another \
+         directory (--socket), or set this one's sticky bit (chmod +t)"
+    )]
+    UnsafeDirectory { path: PathBuf },
+
+    #[error(
+        "no agent answers on {path}: {source}; is it running (systemctl status latchkey), and is that its socket \
+         (--socket)?"
+    )]
+    NoAgent { path: PathBuf, source: io::Error },
+
+    #[error("the agent on {path} cannot be asked: {reason}")]
+    Agent { path: PathBuf, reason: String },
+
+    #[error(
+        "cannot serve metrics on {address}: {source}; give --metrics or latchkey.mesh.metrics another address"
+    )]
+    Metrics { address: SocketAddr, source: io::Error },
+
     #[error("cannot {action}: {source}")]
     Kernel { action: String, source: io::Error },
 
@@ -111,6 +143,9 @@ pub enum Error {
 
     #[error("cannot put the answer into JSON: {0}")]
     Json(#[from] serde_json::Error),
+
+    #[error("no registry is configured; write latchkey.mesh.registry")]
+    NoRegistry,
 
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -131,6 +166,12 @@ impl Error {
             | Self::File { .. }
             | Self::BadTimeline { .. }
             | Self::AgentRunning
+            | Self::SocketTaken { .. }
+            | Self::NotASocket { .. }
+            | Self::UnsafeDirectory { .. }
+            | Self::NoAgent { .. }
+            | Self::Agent { .. }
+            | Self::Metrics { .. }
             | Self::Output(_)
             | Self::Json(_)
             | Self::Notify { .. } => 1,
@@ -140,6 +181,7 @@ impl Error {
             | Self::Ikto { .. }
             | Self::BadKeyFile { .. }
             | Self::NotConfigured
+            | Self::NoRegistry
             | Self::MeshPrefix { .. }
             | Self::OtherNetwork { .. }
             | Self::RegistrySettings { .. } => 10,
@@ -150,7 +192,7 @@ impl Error {
             Self::PortTaken { .. } => 63,
             Self::Address { .. } | Self::Kernel { .. } => 64,
             Self::AddressTaken { .. } => 65,
-            Self::Registry(_) => 66,
+            Self::Registry(_) => EXIT_REGISTRY,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! WireGuard device that carries both.
 
 pub mod address;
+pub mod admin;
 pub mod advertise;
 pub mod agent;
 pub mod boot;
@@ -10,8 +11,10 @@ pub mod device;
 pub mod error;
 pub mod handover;
 pub mod ikto;
+pub mod info;
 pub mod key;
 pub mod leave;
+pub mod metrics;
 pub mod milestones;
 mod netlink;
 mod notify;
@@ -20,4 +23,5 @@ pub mod plan;
 pub mod registry;
 pub mod settings;
 pub mod status;
+mod terminal;
 pub mod view;

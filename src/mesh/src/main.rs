@@ -10,11 +10,13 @@ use latchkey_config::cmdline::CMDLINE;
 use latchkey_config::{Local, Mesh};
 use latchkey_mesh::agent::{self, Options};
 use latchkey_mesh::boot::BootReport;
-use latchkey_mesh::cli::{Arguments, HandoverVerb, Verb};
-use latchkey_mesh::error::{Error, Result};
+use latchkey_mesh::cli::{self, Arguments, HandoverVerb, RegistryVerb, Source, Verb};
+use latchkey_mesh::error::{EXIT_REGISTRY, Error, Result};
 use latchkey_mesh::handover::{self, HandOver};
+use latchkey_mesh::registry::nats::{self, BucketOptions, BucketState};
 use latchkey_mesh::settings::{Settings, from_cloud_config};
 use latchkey_mesh::status::Status;
+use latchkey_mesh::{admin, ikto, info, leave};
 use nix::sys::stat::fstat;
 
 fn main() -> ExitCode {
@@ -31,26 +33,44 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let hand_over = HandOver::default();
-    let mesh = || mesh(&arguments.cloud_config);
+    let settings = |source: &Source| settings(source.config.as_deref(), &arguments.cloud_config);
     match &arguments.verb {
-        Verb::Agent { down: false } => {
-            let directories = arguments.cloud_config.clone();
-            let settings_again = Box::new(move || from_cloud_config(&self::mesh(&directories)?));
-            agent::run(from_cloud_config(&mesh()?)?, Options { hand_over, settings_again })?
+        Verb::Init { mesh_ip_net, subnet_prefix_length } => {
+            return print(&ikto::init(Some(mesh_ip_net), Some(*subnet_prefix_length))?);
         }
-        Verb::Agent { down: true } => take_down(&from_cloud_config(&mesh()?)?, &hand_over)?,
-        Verb::Status { boot: true, json } => {
+        Verb::Agent(agent) if agent.down => take_down(&settings(&agent.source)?, &hand_over)?,
+        Verb::Agent(agent) => run_agent(agent, arguments.cloud_config.clone(), hand_over)?,
+        Verb::Info { socket } => {
+            let socket = socket.clone().unwrap_or_else(admin::default_socket);
+            return print(&info::to_text(&admin::node_info(&socket)?));
+        }
+        Verb::Status(cli::Status { boot: true, json, .. }) => {
             return show_boot(&BootReport::read(&hand_over)?, *json);
         }
-        Verb::Status { boot: false, json } => {
-            return show_status(&Status::read(&mesh()?, &hand_over)?, *json);
+        Verb::Status(status) => {
+            let mesh = mesh(&arguments.cloud_config)?;
+            return show_status(&Status::read(&mesh, &hand_over)?, status.json);
         }
-        Verb::Handover(HandoverVerb::Check) => return check(mesh(), &hand_over),
+        Verb::Leave { source } => log::info!("{}", leave::run(&settings(source)?, &hand_over)?),
+        Verb::Registry(RegistryVerb::Create { source, replicas }) => {
+            return create_bucket(&settings(source)?, *replicas);
+        }
+        Verb::Handover(HandoverVerb::Check) => {
+            return check(mesh(&arguments.cloud_config), &hand_over);
+        }
         Verb::Handover(HandoverVerb::Forget { credentials }) => {
             handover::forget(&hand_over, credentials.as_deref())?
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// From the file if there is one, else from the cloud-config.
+fn settings(config: Option<&Path>, cloud_config: &[PathBuf]) -> Result<Settings> {
+    match config {
+        Some(file) => ikto::Config::read(file),
+        None => from_cloud_config(&mesh(cloud_config)?),
+    }
 }
 
 fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
@@ -59,6 +79,45 @@ fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
     let cmdline = std::fs::read(CMDLINE).unwrap_or_default();
     let local = Local::read(&directories, &String::from_utf8_lossy(&cmdline))?;
     local.mesh()?.ok_or(Error::NotConfigured)
+}
+
+/// What stands on the command line goes before what is configured, also when that is read again.
+fn run_agent(
+    arguments: &cli::Agent,
+    cloud_config: Vec<PathBuf>,
+    hand_over: HandOver,
+) -> Result<()> {
+    let config = arguments.source.config.clone();
+    let (socket, metrics) = (arguments.socket.clone(), arguments.metrics);
+    let settings_again = Box::new(move || {
+        let configured = settings(config.as_deref(), &cloud_config)?;
+        Ok(Settings {
+            socket: socket.clone().unwrap_or(configured.socket),
+            metrics: metrics.or(configured.metrics),
+            ..configured
+        })
+    });
+    agent::run(settings_again()?, Options { hand_over, settings_again })
+}
+
+fn create_bucket(settings: &Settings, replicas: u8) -> Result<ExitCode> {
+    let registry = settings.registry.as_ref().ok_or(Error::NoRegistry)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime
+        .map_err(|source| Error::Kernel { action: "start the event loop".into(), source })?;
+    let bucket = &registry.bucket;
+    match runtime.block_on(nats::create_bucket(registry, BucketOptions { replicas }))? {
+        BucketState::Created => log::info!("bucket {bucket} is created, replicas: {replicas}"),
+        BucketState::Equal => log::info!("bucket {bucket} is there, and as it should be"),
+        BucketState::Different(differences) => {
+            log::error!(
+                "bucket {bucket} is there, and differs from what a mesh needs; it is left as it is"
+            );
+            differences.iter().for_each(|difference| log::error!("{difference}"));
+            return Ok(ExitCode::from(EXIT_REGISTRY));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn take_down(settings: &Settings, hand_over: &HandOver) -> Result<()> {
@@ -85,9 +144,15 @@ fn show_boot(report: &BootReport, json: bool) -> Result<ExitCode> {
 }
 
 fn show(text: &str, good: bool) -> Result<ExitCode> {
+    print(text)?;
+    Ok(ExitCode::from(if good { 0 } else { 3 }))
+}
+
+/// Whoever reads may stop when he has seen enough.
+fn print(text: &str) -> Result<ExitCode> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
-        _ => Ok(ExitCode::from(if good { 0 } else { 3 })),
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 
