@@ -5,8 +5,9 @@
 set -eu
 . "$(dirname "$0")/lib.sh"
 
-# The libraries are what kcrypt-discovery-challenger is linked to; the TCTI is loaded at run time.
-packages=systemd,systemd-sysv,udev,kmod,iproute2,wireguard-tools,dmsetup,libcryptsetup12
+# The libraries are what kcrypt-discovery-challenger is linked to; the TCTI is loaded at run time. wireguard-go is for the mesh
+# where the kernel module is missing.
+packages=systemd,systemd-sysv,udev,kmod,iproute2,iputils-ping,wireguard-tools,wireguard-go,dmsetup,libcryptsetup12
 packages=$packages,libtss2-esys-3.0.2-0,libtss2-mu0,libtss2-tctildr0,libtss2-tcti-device0,libgcc-s1
 
 bootstrap() {

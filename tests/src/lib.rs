@@ -15,6 +15,7 @@ pub mod nats;
 pub mod place;
 pub mod report;
 pub mod scenario;
+pub mod shell;
 pub mod tls;
 pub mod tpm;
 pub mod transcript;

@@ -37,6 +37,8 @@ pub struct CloudConfig {
     pub deadline: Option<String>,
     /// Labels in `install.encrypted_partitions` beside COS_PERSISTENT.
     pub also: Vec<String>,
+    /// More keys of `latchkey.mesh`, with their values as YAML.
+    pub mesh: Vec<(String, String)>,
 }
 
 impl CloudConfig {
@@ -89,6 +91,13 @@ impl CloudConfig {
         self
     }
 
+    /// One more key of `latchkey.mesh`.
+    #[must_use]
+    pub fn mesh(mut self, key: &str, value: &str) -> Self {
+        self.mesh.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
     pub fn yaml(&self) -> String {
         let mut yaml = String::from("#cloud-config\n");
         let labels = [&["COS_PERSISTENT".to_owned()], self.also.as_slice()].concat().join(", ");
@@ -104,6 +113,9 @@ impl CloudConfig {
         yaml += &format!(
             "  mesh:\n    network: {NETWORK}\n    prefix: {PREFIX}\n    port: {MESH_PORT}\n    interface: {INTERFACE}\n"
         );
+        for (key, value) in &self.mesh {
+            yaml += &format!("    {key}: {value}\n");
+        }
         yaml
     }
 

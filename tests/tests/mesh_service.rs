@@ -121,7 +121,7 @@ systemctl poweroff -ff
 const EXPECTED: &[(&str, &str)] = &[
     ("planted", "2"), // once as the host sees it, once as the service does
     ("after boot", "active success []"),
-    ("files", "handover.json timeline.json"),
+    ("files", "agent handover.json timeline.json"),
     ("credentials", "0"),
     ("derived address", "1"),
     ("after restart", "active success []"),

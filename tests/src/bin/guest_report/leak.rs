@@ -1,5 +1,5 @@
-//! Searches the booted machine for secrets that should be nowhere to be read: every file below /run (credentials too),
-//! the environment and arguments of every process, and the journal.
+//! Searches the booted machine for secrets that should be nowhere to be read: every file below /run (credentials too) and
+//! of the agent's on the disk, the environment and arguments of every process, and the journal.
 
 use std::{
     fs,
@@ -12,6 +12,8 @@ use latchkey_tests::report::{Fingerprint, LeakScan, SECRET_TAG};
 
 /// Files of more than this are not read: there are none that large below /run but the journal's.
 const MAX_FILE: u64 = 64 << 20;
+/// Where programs of ours may write.
+const SEARCHED: [&str; 2] = ["/run", "/var/lib/latchkey"];
 /// Where the planted secret lies while the search runs.
 const PLANTED: &str = "/run/latchkey-test-planted";
 /// The firmware's tables; the harness's secrets are strings of type 11 in it.
@@ -47,7 +49,7 @@ pub(crate) fn scan(interface: &str, by_itself: bool) -> LeakScan {
     };
     let shown = needles.iter().filter(|n| n.kind != "planted");
     result.fingerprints = shown.map(|n| Fingerprint::of(n.kind, n.form, &n.bytes)).collect();
-    for path in files_below(Path::new("/run")) {
+    for path in SEARCHED.iter().flat_map(|folder| files_below(Path::new(folder))) {
         if let Ok(bytes) = fs::read(&path) {
             result.files += 1;
             search(&needles, &bytes, &path.display().to_string(), &mut result.found);
