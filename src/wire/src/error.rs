@@ -75,4 +75,7 @@ pub enum Error {
     /// A YAML manifest is wrong.
     #[error("line {line}, column {column}: {reason}")]
     Manifest { line: u64, column: u64, reason: String },
+    /// A record of the mesh's registry that is none; nothing in it is secret.
+    #[error("the record is none of a member: {reason}")]
+    Member { reason: String },
 }

@@ -1,78 +1,35 @@
-//! Records of the mesh's registry: who is a member, under which key, at which address (protocols/ikto-kilo.md §1.4).
-//!
-//! The first five fields are Ikto's, byte for byte; what follows them is ours, and ignored by agents that do not know it.
-//! Whatever a machine has to prove before it counts as a member will stand here, in [`Extension`].
+//! Addresses with the length of a prefix, and the registry's keys that are made of them (protocols/ikto-kilo.md §1.4).
 
 use std::fmt;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// Longest record read, in bytes. A genuine one has less than 500.
-pub const MAX_MEMBER: usize = 16 * 1024;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
+
+/// What the keys of members begin with.
+const PREFIX: &str = "peers.";
 
 /// An address and the length of its prefix, host bits as they were written: `fd10:aaaa:1::7/48`.
+///
+/// Never an IPv4-mapped IPv6 address: Go writes `::ffff:1.2.3.4/120` as `1.2.3.4/120` and then cannot read it, and to
+/// WireGuard it is neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cidr {
     address: IpAddr,
     length: u8,
 }
 
-/// One record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// A label, nothing more; may be empty.
-    pub name: String,
-    /// WireGuard public key.
-    pub public_key: [u8; 32],
-    /// Where others reach the node: to Ikto an IP literal without port, to us a DNS name, too.
-    pub advertise_address: String,
-    /// The node's own address, with the length of the prefix it owns.
-    pub allowed_ip: Cidr,
-    /// 0: the node cannot be dialled.
-    pub wg_port: u16,
-    /// None in a record that an Ikto agent wrote.
-    pub extension: Option<Extension>,
-}
-
-/// What our agents say beyond Ikto's five fields.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Extension {
-    /// DNS name under which the node is reached, where `advertise_address` is but the address it had then.
-    pub advertise_name: Option<String>,
-    /// What the node can do beyond an Ikto agent, each `[a-z0-9.-]{1,64}`.
-    pub capabilities: Vec<String>,
-}
-
-/// What the signature over a record is worth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signature {
-    /// There is none: an Ikto agent wrote the record.
-    Absent,
-    /// Made with the private key of the record's own public key, for this bucket and this key.
-    Valid,
-    Invalid,
-}
-
-/// Whether records must be signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SignaturePolicy {
-    /// Unsigned records and records with a wrong signature are no members.
-    Require,
-    /// Unsigned ones count; of two records that are in each other's way the signed one counts. A wrong signature does not count.
-    #[default]
-    Prefer,
-    /// Signatures are not looked at.
-    Ignore,
-}
-
 impl Cidr {
-    /// `None` if `length` is more than the address has bits.
+    /// `None` if `length` is more than the address has bits, or the address is an IPv4-mapped one.
     pub fn new(address: IpAddr, length: u8) -> Option<Self> {
-        (length <= bits(address)).then_some(Self { address, length })
+        let fits = length <= bits(address) && address == address.to_canonical();
+        fits.then_some(Self { address, length })
     }
 
-    /// The whole address: /32 or /128.
+    /// The whole address: /32 or /128. An IPv4-mapped one is taken for the IPv4 address that it is.
     pub fn host(address: IpAddr) -> Self {
+        let address = address.to_canonical();
         Self { address, length: bits(address) }
     }
 
@@ -146,3 +103,19 @@ impl FromStr for Cidr {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a CIDR, such as fd10:aaaa:1::/48")]
 pub struct NotCidr;
+
+/// The registry's key of the record of whoever owns `allowed_ip`: `peers.` and the base64url, padded, of its text as it was
+/// written, host bits and length included.
+pub fn key_of(allowed_ip: &Cidr) -> String {
+    format!("{PREFIX}{}", URL_SAFE.encode(allowed_ip.to_string()))
+}
+
+/// What a key is made of; `None` if [`key_of`] makes no such key.
+pub fn cidr_of(key: &str) -> Option<Cidr> {
+    let text = URL_SAFE.decode(key.strip_prefix(PREFIX)?).ok()?;
+    let cidr = std::str::from_utf8(&text).ok()?.parse().ok()?;
+    (key_of(&cidr) == key).then_some(cidr)
+}
+
+#[cfg(test)]
+mod tests;
