@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    process::{Child, ChildStdin, Command},
+    process::{Child, ChildStdin, Command, ExitStatus},
     time::{Duration, Instant},
 };
 
@@ -52,13 +52,16 @@ impl Running {
 
     /// Whether it ended by itself within this time.
     pub fn ended_within(&mut self, timeout: Duration) -> Result<bool> {
+        self.status_within(timeout).map(|status| status.is_some())
+    }
+
+    /// How it ended, if it did within this time.
+    pub fn status_within(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + timeout;
         loop {
-            if self.child.try_wait().doing(|| "look after a child process".into())?.is_some() {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
+            let status = self.child.try_wait().doing(|| "look after a child process".into())?;
+            if status.is_some() || Instant::now() >= deadline {
+                return Ok(status);
             }
             std::thread::sleep(Duration::from_millis(20));
         }

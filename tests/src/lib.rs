@@ -11,6 +11,7 @@ pub mod front;
 pub mod kms;
 pub mod lan;
 pub mod lane;
+pub mod mesh;
 pub mod nats;
 pub mod place;
 pub mod report;

@@ -29,6 +29,11 @@ pub fn kms_program() -> PathBuf {
     env::var_os("LATCHKEY_KMS").map_or_else(|| target().join("release/latchkey-kms"), PathBuf::from)
 }
 
+/// The mesh agent's program: `LATCHKEY`, else where `image/programs.sh` leaves it.
+pub fn agent_program() -> PathBuf {
+    env::var_os("LATCHKEY").map_or_else(|| target().join("release/latchkey"), PathBuf::from)
+}
+
 /// What `image/build.sh` made.
 #[derive(Debug, Clone)]
 pub struct Image {
