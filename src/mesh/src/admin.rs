@@ -27,10 +27,12 @@ pub const SERVICE_SOCKET: &str = "/run/latchkey/agent/admin.sock";
 /// The socket that `latchkey info` asks unless told otherwise: Ikto's place, or where there is none, the service's. In /tmp
 /// anybody can put a socket, so one of a stranger is none.
 pub fn default_socket() -> PathBuf {
-    let ikto = Path::new(IKTO_SOCKET);
+    one_of(Path::new(IKTO_SOCKET), Path::new(SERVICE_SOCKET)).into()
+}
+
+fn one_of<'a>(ikto: &'a Path, service: &'a Path) -> &'a Path {
     let own = |owner: u32| owner == 0 || owner == nix::unistd::geteuid().as_raw();
     let usable = std::fs::symlink_metadata(ikto)
         .is_ok_and(|file| file.file_type().is_socket() && own(file.uid()));
-    let service = Path::new(SERVICE_SOCKET);
-    if usable || !service.exists() { ikto.into() } else { service.into() }
+    if usable || !service.exists() { ikto } else { service }
 }
