@@ -54,6 +54,15 @@ pub(crate) fn in_lines(text: &str) -> String {
     })
 }
 
+/// Where a file is that is not read here: the first of its places that there is, or else as it is written.
+pub(crate) fn located(path: &Path, place: &Place, roots: &[PathBuf]) -> PathBuf {
+    let candidates = path.to_str().map(|path| candidates(path, place, roots)).unwrap_or_default();
+    match candidates.as_slice() {
+        [] | [_] => path.to_owned(),
+        several => several.iter().find(|path| path.exists()).cloned().unwrap_or(path.to_owned()),
+    }
+}
+
 /// The path as written; and since the initramfs sees /oem under another name, the same file below the directory that the
 /// setting was found in. The command line is in none of them, so there each directory counts.
 fn candidates(path: &str, place: &Place, roots: &[PathBuf]) -> Vec<PathBuf> {
@@ -92,7 +101,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// One certificate at least, each begun and ended, of base64 characters, and no key. What is in it, TLS will judge.
-fn check(text: &str) -> Result<(), &'static str> {
+pub(crate) fn check(text: &str) -> Result<(), &'static str> {
     let mut complete = 0_usize;
     let mut inside = false;
     for line in text.lines().map(str::trim) {

@@ -1,5 +1,6 @@
 //! The keys this project reads and how a name that is nearly one of them is told: protocols/kcrypt.md §10.1.
 
+use crate::mesh::value::Content;
 use crate::value::Kind;
 
 /// A mapping we read from.
@@ -21,9 +22,17 @@ pub(crate) const BRANCHES: [Branch; 6] = [
 pub(crate) const SERVERS: &str = "kcrypt.challenger.challenger_server";
 pub(crate) const CERTIFICATE: &str = "kcrypt.challenger.certificate";
 pub(crate) const MESH: &str = "latchkey.mesh";
+pub(crate) const REGISTRY: &str = "latchkey.mesh.registry";
+pub(crate) const CREDENTIALS: &str = "latchkey.mesh.credentials";
+pub(crate) const BUCKET: &str = "latchkey.mesh.bucket";
+pub(crate) const REGISTRY_CA: &str = "latchkey.mesh.registry_ca";
+pub(crate) const REGISTRY_CERTIFICATE: &str = "latchkey.mesh.registry_certificate";
+pub(crate) const REGISTRY_KEY: &str = "latchkey.mesh.registry_key";
+pub(crate) const ADVERTISE_ADDRESS: &str = "latchkey.mesh.advertise_address";
+pub(crate) const ADVERTISE_INTERFACE: &str = "latchkey.mesh.advertise_interface";
 pub(crate) const CONFIG_URL: &str = "config_url";
 
-pub(crate) const LEAVES: [(&str, Kind); 19] = [
+pub(crate) const LEAVES: [(&str, Kind); 32] = [
     (CONFIG_URL, Kind::ConfigUrl),
     (SERVERS, Kind::Servers),
     ("kcrypt.challenger.mdns", Kind::Flag),
@@ -43,6 +52,30 @@ pub(crate) const LEAVES: [(&str, Kind); 19] = [
     ("latchkey.mesh.prefix", Kind::Prefix),
     ("latchkey.mesh.port", Kind::Port),
     ("latchkey.mesh.interface", Kind::Interface),
+    ("latchkey.mesh.name", Kind::NodeName),
+    (REGISTRY, Kind::Registry),
+    (CREDENTIALS, Kind::Pem(Content::Credentials)),
+    (BUCKET, Kind::Bucket),
+    (REGISTRY_CA, Kind::Pem(Content::Certificates)),
+    (REGISTRY_CERTIFICATE, Kind::Pem(Content::Certificates)),
+    (REGISTRY_KEY, Kind::Pem(Content::PrivateKey)),
+    (ADVERTISE_ADDRESS, Kind::AdvertiseAddress),
+    (ADVERTISE_INTERFACE, Kind::Interface),
+    ("latchkey.mesh.keepalive", Kind::Keepalive),
+    ("latchkey.mesh.mtu", Kind::Mtu),
+    ("latchkey.mesh.signatures", Kind::Signatures),
+    ("latchkey.mesh.metrics", Kind::Metrics),
+];
+
+/// What Ikto calls some of these in its own file, which is how people come to write them here.
+const IKTO: [(&str, &str); 7] = [
+    ("nats_url", REGISTRY),
+    ("nats_creds", CREDENTIALS),
+    ("nats_kv", BUCKET),
+    ("mesh_cidr", "latchkey.mesh.prefix"),
+    ("wg_port", "latchkey.mesh.port"),
+    ("wg_dev_name", "latchkey.mesh.interface"),
+    ("subnet_prefix", "latchkey.mesh.prefix"),
 ];
 
 /// Edits (insert, delete, replace, swap) that still look like a typing error in a mapping shared with others.
@@ -62,8 +95,14 @@ pub(crate) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// The same setting in the other of its two places: older Kairos reads it below `kcrypt.challenger`, newer below `kcrypt`.
+/// The other of two keys of which only one can be meant: older Kairos reads a setting below `kcrypt.challenger`, newer below
+/// `kcrypt`; and a node advertises an address or an interface.
 pub(crate) fn twin(key: &str) -> Option<String> {
+    match key {
+        ADVERTISE_ADDRESS => return Some(ADVERTISE_INTERFACE.to_owned()),
+        ADVERTISE_INTERFACE => return Some(ADVERTISE_ADDRESS.to_owned()),
+        _ => {}
+    }
     let (parent, name) = key.rsplit_once('.')?;
     if !["nv_index", "c_index", "tpm_device"].contains(&name) {
         return None;
@@ -87,6 +126,11 @@ pub(crate) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {
 /// The name in a mapping that is the least edits away, and how many.
 pub(crate) fn nearest(path: &str, name: &str) -> Option<(&'static str, usize)> {
     names_in(path).map(|known| (known, distance(known, name))).min_by_key(|(_, distance)| *distance)
+}
+
+/// The key that means the same here as Ikto's `name` in its own file.
+pub(crate) fn of_ikto(path: &str, name: &str) -> Option<&'static str> {
+    IKTO.iter().find(|(ikto, _)| path == MESH && *ikto == name).map(|(_, key)| *key)
 }
 
 /// Whether a top-level key is ours or may have been meant to be.

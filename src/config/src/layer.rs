@@ -11,6 +11,7 @@ use crate::certificate;
 use crate::error::{ConfigError, Place};
 use crate::files::Source;
 use crate::keys::{self, CERTIFICATE, CONFIG_URL, MESH, NEAR, NEAR_AT_TOP, join};
+use crate::mesh::Pem;
 use crate::value::{Fault, Kind, Setting};
 use crate::yaml::{self, Entry, Node};
 
@@ -142,9 +143,13 @@ impl Layer {
         self.statements.push(Statement { key, change, place });
     }
 
-    /// Puts PEM text where a path stands: later, the file system it is on may be gone.
+    /// Puts PEM text where a path stands: later, the file system it is on may be gone. What only the agent needs stays a
+    /// path.
     pub(crate) fn read_certificates(&mut self, roots: &[PathBuf]) -> Result<(), ConfigError> {
         for statement in &mut self.statements {
+            if let Change::Set(Setting::Pem(Some(Pem::File(path)))) = &mut statement.change {
+                *path = certificate::located(path, &statement.place, roots);
+            }
             if let (CERTIFICATE, Change::Set(Setting::Text(text))) =
                 (statement.key, &mut statement.change)
                 && !text.is_empty()
@@ -174,6 +179,7 @@ fn refuse_unknown(
     // Half a name (`server`) is worth a suggestion, but is no near miss in a mapping of others.
     let part = || keys::names_in(path).find(|known| ours && name.len() > 3 && known.contains(name));
     let nearest = near.map(|(known, _)| known).or_else(part).map(|known| join(path, known));
+    let nearest = keys::of_ikto(path, name).map(str::to_owned).or(nearest);
     if ours || nearest.is_some() {
         return Err(ConfigError::UnknownKey {
             place: place.clone(),

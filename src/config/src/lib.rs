@@ -13,6 +13,7 @@ mod files;
 mod keys;
 mod layer;
 mod local;
+pub mod mesh;
 mod overrides;
 mod prefix;
 mod settings;
@@ -25,6 +26,7 @@ use std::time::Duration;
 pub use error::{ConfigError, Place};
 pub use files::is_populated;
 pub use local::{Fetch, Local, Request};
+pub use mesh::{DEFAULT_MESH_INTERFACE, DEFAULT_MESH_PORT, Mesh};
 pub use prefix::Prefix;
 pub use value::number;
 
@@ -43,9 +45,6 @@ pub const DEFAULT_NV_INDEX: u32 = 0x0150_0000;
 pub const DEFAULT_C_INDEX: u32 = 0x8100_0008;
 /// Firmware, Secure Boot state, unified kernel image: what Kairos quotes (protocols/kcrypt.md §6.3).
 pub const DEFAULT_PCRS: [u8; 3] = [0, 7, 11];
-/// WireGuard's customary port.
-pub const DEFAULT_MESH_PORT: u16 = 51820;
-pub const DEFAULT_MESH_INTERFACE: &str = "wg-latchkey";
 
 /// What the machine is told to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,16 +135,6 @@ pub enum MapperNames {
     Partition,
 }
 
-/// `latchkey.mesh`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mesh {
-    /// 1 to 64 characters of `[A-Za-z0-9._-]`: separates the identities of one machine in several meshes.
-    pub network: String,
-    pub prefix: Prefix,
-    pub port: u16,
-    pub interface: String,
-}
-
 /// Reads the cloud-config files below `dirs`, in this order, the documents that a `config_url` names, and the kernel command
 /// line over them. A directory that is not there is none.
 ///
@@ -171,7 +160,7 @@ fn config_of(
             _ => MapperNames::default(),
         },
         deadline: deadline_of(settings),
-        mesh: mesh_of(settings)?,
+        mesh: mesh::of(settings)?,
         sources,
         unfetched,
     })
@@ -263,29 +252,4 @@ fn deadline_of(settings: &Settings) -> Duration {
         Some((Setting::Duration(deadline), _)) => *deadline,
         _ => DEFAULT_DEADLINE,
     }
-}
-
-fn mesh_of(settings: &Settings) -> Result<Option<Mesh>, ConfigError> {
-    let Some(place) = settings.mesh() else { return Ok(None) };
-    let missing = |missing| ConfigError::Missing {
-        place: place.clone(),
-        key: "latchkey.mesh".to_owned(),
-        missing,
-    };
-    let Some(network) = text(settings.get("latchkey.mesh.network")) else {
-        return Err(missing("latchkey.mesh.network"));
-    };
-    let Some((Setting::Prefix(prefix), _)) = settings.get("latchkey.mesh.prefix") else {
-        return Err(missing("latchkey.mesh.prefix"));
-    };
-    Ok(Some(Mesh {
-        network,
-        prefix: *prefix,
-        port: match settings.get("latchkey.mesh.port") {
-            Some((Setting::Port(port), _)) => *port,
-            _ => DEFAULT_MESH_PORT,
-        },
-        interface: text(settings.get("latchkey.mesh.interface"))
-            .unwrap_or_else(|| DEFAULT_MESH_INTERFACE.to_owned()),
-    }))
 }

@@ -14,7 +14,7 @@ use crate::keys::{CERTIFICATE, CONFIG_URL, SERVERS};
 use crate::layer::Layer;
 use crate::settings::Settings;
 use crate::value::Setting;
-use crate::{Config, Mesh, config_of, deadline_of, mesh_of};
+use crate::{Config, Mesh, config_of, deadline_of, mesh};
 
 /// A document that names a document that names a document.
 const MAX_DEPTH: usize = 4;
@@ -118,7 +118,7 @@ impl Local {
     /// # Errors
     /// [`ConfigError::Missing`].
     pub fn mesh(&self) -> Result<Option<Mesh>, ConfigError> {
-        mesh_of(&self.settings)
+        mesh::of(&self.settings)
     }
 
     /// The configuration with every `config_url` followed: each document is merged over the source that names it, and

@@ -12,6 +12,7 @@ use crate::cmdline::{CMDLINE, words};
 use crate::error::{ConfigError, Place};
 use crate::keys::{self, CONFIG_URL, LEAVES, NEAR};
 use crate::layer::Layer;
+use crate::mesh::value::Content;
 use crate::value::Kind;
 use crate::yaml::{Node, Value};
 
@@ -130,11 +131,13 @@ fn node(kind: Kind, value: Option<&str>) -> Rc<Node> {
     let Some(text) = value else { return scalar("true", true) };
     let items = || text.split(',').filter(|item| !item.is_empty());
     match kind {
-        Kind::Certificate if text.contains(certificate::BEGIN) => {
+        Kind::Certificate | Kind::Pem(Content::Certificates)
+            if text.contains(certificate::BEGIN) =>
+        {
             return scalar(&certificate::in_lines(text), false);
         }
         Kind::Labels | Kind::Pcrs => {}
-        Kind::Servers if items().count() > 1 => {}
+        Kind::Servers | Kind::Registry if items().count() > 1 => {}
         _ => return scalar(text, false),
     }
     let items = items().map(|item| scalar(item, false)).collect();

@@ -103,18 +103,29 @@ fn merged(
             both.dedup();
             Setting::Pcrs(both)
         }
+        (
+            Setting::Registry { urls: known, is_list: true },
+            Setting::Registry { urls: more, is_list },
+        ) => once(Setting::Registry { urls: known.into_iter().chain(more).collect(), is_list }),
         (_, setting) => setting,
     })
 }
 
 /// A list with each of its texts once, where it stands first.
 fn once(setting: Setting) -> Setting {
-    let Setting::List(texts) = setting else { return setting };
-    let mut once = Vec::with_capacity(texts.len());
-    for text in texts {
-        if !once.contains(&text) {
-            once.push(text);
+    match setting {
+        Setting::List(texts) => Setting::List(distinct(texts)),
+        Setting::Registry { urls, is_list } => Setting::Registry { urls: distinct(urls), is_list },
+        _ => setting,
+    }
+}
+
+fn distinct<T: PartialEq>(items: Vec<T>) -> Vec<T> {
+    let mut once = Vec::with_capacity(items.len());
+    for item in items {
+        if !once.contains(&item) {
+            once.push(item);
         }
     }
-    Setting::List(once)
+    once
 }

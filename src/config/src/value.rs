@@ -1,7 +1,11 @@
 //! The values a setting may have: numbers, durations, addresses, names; each from one YAML node.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::mesh::url::{self, ServerUrl};
+use crate::mesh::value::{self as mesh, Content};
+use crate::mesh::{Advertise, Keepalive, MAX_SERVERS, Pem, Signatures};
 use crate::prefix::Prefix;
 use crate::yaml::{Node, Value};
 use crate::{MapperNames, Protocol};
@@ -29,8 +33,22 @@ pub(crate) enum Kind {
     Prefix,
     Port,
     Interface,
+    /// A label that a node has in the mesh.
+    NodeName,
+    /// URL of a NATS server, or a list of them.
+    Registry,
+    Bucket,
+    /// A path or the text itself; the file is not read here.
+    Pem(Content),
+    AdvertiseAddress,
+    Keepalive,
+    Mtu,
+    Signatures,
+    /// An address and a port to listen on.
+    Metrics,
 }
 
+/// No secret is shown by `{:?}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Setting {
     Text(String),
@@ -44,13 +62,23 @@ pub(crate) enum Setting {
     Duration(Duration),
     Prefix(Prefix),
     Port(u16),
+    Registry {
+        urls: Vec<ServerUrl>,
+        is_list: bool,
+    },
+    Pem(Option<Pem>),
+    Advertise(Advertise),
+    Keepalive(Keepalive),
+    Mtu(u32),
+    Signatures(Signatures),
+    Socket(SocketAddr),
 }
 
 impl Setting {
     /// What this is, for an error message.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Self::List(_) | Self::Pcrs(_) => "a list",
+            Self::List(_) | Self::Pcrs(_) | Self::Registry { is_list: true, .. } => "a list",
             _ => "a single value",
         }
     }
@@ -70,8 +98,8 @@ const DEADLINES: std::ops::RangeInclusive<Duration> =
 const MAX_LABEL: usize = 47;
 const MAX_LABELS: usize = 64;
 const MAX_TEXT: usize = 4096;
-/// Each is asked at every boot; nobody has more.
-const MAX_SERVERS: usize = 16;
+/// A whole distribution's bundle of certificates has about 220 KiB.
+const MAX_PEM: usize = 1024 * 1024;
 /// PCRs 16 to 23 can be reset or extended at any time (TCG PC Client Platform TPM Profile 1.05 §4.6): they prove nothing.
 const MAX_PCR: u8 = 15;
 
@@ -98,6 +126,30 @@ impl Kind {
             Self::Prefix => prefix(string(node, "a prefix as fd10::/16")?).map(Setting::Prefix),
             Self::Port => port(node).map(Setting::Port),
             Self::Interface => interface(string(node, "a name")?).map(Setting::Text),
+            Self::NodeName => word(mesh::name(scalar(node, "a name")?), Setting::Text),
+            Self::Registry => registry(node),
+            Self::Bucket => word(mesh::bucket(scalar(node, "a name")?), Setting::Text),
+            Self::Pem(content) => {
+                let text = bounded(node, "PEM text or the path of a PEM file", MAX_PEM)?;
+                word(mesh::pem(text, content), Setting::Pem)
+            }
+            Self::AdvertiseAddress => {
+                let text = string(node, "an IP address or a DNS name")?;
+                word(mesh::advertise(text), Setting::Advertise)
+            }
+            Self::Keepalive => {
+                let text = scalar(node, "auto, off or seconds")?;
+                word(mesh::keepalive(text), Setting::Keepalive)
+            }
+            Self::Mtu => word(mesh::mtu(scalar(node, "a number of bytes")?), Setting::Mtu),
+            Self::Signatures => {
+                let text = string(node, "require, prefer or ignore")?;
+                word(mesh::signatures(text), Setting::Signatures)
+            }
+            Self::Metrics => {
+                let text = string(node, "ADDRESS:PORT, as 127.0.0.1:9586")?;
+                word(mesh::metrics(text), Setting::Socket)
+            }
         }
     }
 }
@@ -106,13 +158,19 @@ fn invalid<T>(why: impl Into<String>) -> Result<T, Fault> {
     Err(Fault::Invalid(why.into()))
 }
 
+fn word<T>(read: Result<T, String>, setting: impl Fn(T) -> Setting) -> Result<Setting, Fault> {
+    read.map(setting).map_err(Fault::Invalid)
+}
+
 /// Any scalar, quoted or not, as its text.
 fn scalar<'n>(node: &'n Node, expected: &'static str) -> Result<&'n str, Fault> {
+    bounded(node, expected, if expected.contains("PEM") { MAX_PEM } else { MAX_TEXT })
+}
+
+fn bounded<'n>(node: &'n Node, expected: &'static str, limit: usize) -> Result<&'n str, Fault> {
     match &node.value {
-        Value::Scalar { text, .. } if text.len() <= MAX_TEXT || expected.contains("PEM") => {
-            Ok(text)
-        }
-        Value::Scalar { .. } => invalid(format!("longer than {MAX_TEXT} bytes")),
+        Value::Scalar { text, .. } if text.len() <= limit => Ok(text),
+        Value::Scalar { .. } => invalid(format!("longer than {limit} bytes")),
         _ => Err(Fault::WrongType { expected }),
     }
 }
@@ -203,6 +261,27 @@ fn server(text: &str) -> Result<String, Fault> {
     url(text, &["http", "https", "ws", "wss"], "as in https://kms.example.org:8082")
 }
 
+/// `""` alone: there is none.
+fn registry(node: &Node) -> Result<Setting, Fault> {
+    let server = |node: &Node| {
+        url::parse(string(node, "a URL as tls://nats.example.org:4222")?, None)
+            .map_err(Fault::Invalid)
+    };
+    match &node.value {
+        Value::Sequence(items) if items.len() > MAX_SERVERS => {
+            invalid(format!("more than {MAX_SERVERS} servers"))
+        }
+        Value::Sequence(items) => {
+            let urls = items.iter().map(|item| server(item)).collect::<Result<_, _>>()?;
+            Ok(Setting::Registry { urls, is_list: true })
+        }
+        Value::Scalar { text, .. } if text.is_empty() => {
+            Ok(Setting::Registry { urls: Vec::new(), is_list: false })
+        }
+        _ => Ok(Setting::Registry { urls: vec![server(node)?], is_list: false }),
+    }
+}
+
 /// Newer Kairos evaluates templates in it; here it is one that cannot be fetched.
 fn config_url(text: &str) -> Result<String, Fault> {
     if text.is_empty() || text.contains("{{") {
@@ -263,7 +342,7 @@ fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
 }
 
 /// RFC 1123 §2.1, with the underscore that private zones use.
-fn is_host(host: &str) -> bool {
+pub(crate) fn is_host(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     host.len() <= 253
         && host.split('.').all(|label| {

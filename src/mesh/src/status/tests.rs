@@ -203,10 +203,8 @@ fn ages_and_sizes_read_as_in_wg() {
 fn a_node_that_never_was_can_be_asked() {
     let run = tempfile::tempdir().unwrap();
     let mesh = Mesh {
-        network: "fleet-a".into(),
-        prefix: "fd10::/16".parse().unwrap(),
-        port: 51820,
         interface: "wg-none".into(),
+        ..Mesh::new("fleet-a".into(), "fd10::/16".parse().unwrap())
     };
     let status = Status::read(&mesh, &HandOver::at(run.path())).unwrap();
     assert!(!status.is_up());

@@ -1,0 +1,201 @@
+//! The values that keys below `latchkey.mesh` may have, each from its text.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use super::{Advertise, Keepalive, MAX_BUCKET, Pem, Secret, Signatures};
+use crate::value::is_host;
+
+/// Longest label of a node, in bytes. A host's name has 64 at most.
+pub const MAX_NAME: usize = 128;
+/// IPv6 asks for it of every link (RFC 8200 §5).
+const MIN_MTU: u32 = 1280;
+/// What WireGuard leaves of the largest UDP packet: 65535 - 40 (IPv6) - 8 (UDP) - 32.
+const MAX_MTU: u32 = 65_455;
+
+type Value<T> = Result<T, String>;
+
+pub(crate) fn name(text: &str) -> Value<String> {
+    if text.len() > MAX_NAME || text.chars().any(char::is_control) {
+        return Err(format!(
+            "not a node's name: up to {MAX_NAME} bytes without control characters"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// `[A-Za-z0-9_-]{1,252}`: the rule of NATS' libraries, and what is left of a stream's name.
+///
+/// # Errors
+/// Says so in words.
+pub fn bucket(text: &str) -> Value<String> {
+    let fits = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    if fits && (1..=MAX_BUCKET).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("not a bucket's name: 1 to {MAX_BUCKET} letters, digits, `_`, `-`"))
+    }
+}
+
+/// An address or a DNS name under which others can reach a node.
+///
+/// # Errors
+/// Says in words why nobody can.
+pub fn advertise(text: &str) -> Value<Advertise> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        let address = address.to_canonical();
+        return match unreachable(address) {
+            Some(kind) => Err(format!(
+                "{address} is {kind}; write the address under which others reach this machine"
+            )),
+            None => Ok(Advertise::Address(address)),
+        };
+    }
+    if text.parse::<SocketAddr>().is_ok() || text.starts_with('[') {
+        return Err(
+            "an address with a port or in brackets; write the address alone, the port is that of WireGuard".into()
+        );
+    }
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    if !is_host(text) || last.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("{text:?} is neither an IP address nor a DNS name"));
+    }
+    if last.eq_ignore_ascii_case("localhost") {
+        return Err(format!(
+            "{text:?} is each machine itself; write the name under which others reach this one"
+        ));
+    }
+    Ok(Advertise::Name(text.to_owned()))
+}
+
+/// What an address is that no other machine reaches this one by.
+#[must_use]
+pub fn unreachable(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_unspecified() => Some("no address but all of a host's"),
+        _ if address.is_loopback() => Some("a loopback address"),
+        _ if address.is_multicast() => Some("a multicast address"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Some("a link-local address, which means nothing without an interface")
+        }
+        _ => None,
+    }
+}
+
+/// `auto`, `off` or seconds; 0 is off, as for wg(8).
+pub(crate) fn keepalive(text: &str) -> Value<Keepalive> {
+    match text {
+        "auto" => Ok(Keepalive::Auto),
+        "off" => Ok(Keepalive::Off),
+        _ => match decimal(text).and_then(|seconds| u16::try_from(seconds).ok()) {
+            Some(0) => Ok(Keepalive::Off),
+            Some(seconds) => Ok(Keepalive::Every(seconds)),
+            None => Err(format!("{text:?} is neither auto nor off nor seconds, 1 to 65535")),
+        },
+    }
+}
+
+pub(crate) fn mtu(text: &str) -> Value<u32> {
+    match decimal(text) {
+        Some(mtu @ MIN_MTU..=MAX_MTU) => Ok(mtu),
+        _ => Err(format!("{text:?} is no MTU of a mesh, {MIN_MTU} to {MAX_MTU}")),
+    }
+}
+
+fn decimal(text: &str) -> Option<u32> {
+    let plain = !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_digit())
+        && (text == "0" || !text.starts_with('0'));
+    text.parse().ok().filter(|_| plain)
+}
+
+pub(crate) fn signatures(text: &str) -> Value<Signatures> {
+    match text {
+        "require" => Ok(Signatures::Require),
+        "prefer" => Ok(Signatures::Prefer),
+        "ignore" => Ok(Signatures::Ignore),
+        _ => Err(format!("{text:?} is no policy for signatures: require, prefer or ignore")),
+    }
+}
+
+pub(crate) fn metrics(text: &str) -> Value<SocketAddr> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        _ => Err(format!(
+            "{text:?} is not ADDRESS:PORT, as 127.0.0.1:9586, [::1]:9586 or, for everybody, [::]:9586"
+        )),
+    }
+}
+
+/// What is in a PEM, and so what armour it must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// User JWT and seed of NATS.
+    Credentials,
+    Certificates,
+    PrivateKey,
+}
+
+/// A path as it is, or the text. Neither is in an error.
+pub(crate) fn pem(text: &str, content: Content) -> Value<Option<Pem>> {
+    let what = match content {
+        Content::Credentials => "the text of a .creds file (-----BEGIN NATS USER JWT-----)",
+        Content::Certificates => "PEM text (-----BEGIN CERTIFICATE-----)",
+        Content::PrivateKey => "PEM text (-----BEGIN PRIVATE KEY-----)",
+    };
+    let neither = || format!("neither {what} nor an absolute path");
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if !text.contains("-----BEGIN ") {
+        let path = text.trim();
+        if !path.starts_with('/') || path.chars().any(char::is_control) {
+            return Err(neither());
+        }
+        return Ok(Some(Pem::File(PathBuf::from(path))));
+    }
+    let complete = match content {
+        Content::Credentials => {
+            armoured(text, |label| label == "NATS USER JWT") == Some(1)
+                && armoured(text, |label| label == "USER NKEY SEED") == Some(1)
+        }
+        Content::Certificates => {
+            crate::certificate::check(text)?;
+            true
+        }
+        Content::PrivateKey => armoured(text, |label| label.ends_with("PRIVATE KEY")) == Some(1),
+    };
+    if !complete {
+        return Err(format!("not complete: {what}, begun and ended on lines of their own, once"));
+    }
+    // NATS' libraries want a line end after the last line, which YAML's `|-` takes away.
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    Ok(Some(Pem::Text(Secret::new(&format!("{text}{end}")))))
+}
+
+/// How many blocks of a label stand in a text, each ended and not empty. `None`: one is not.
+fn armoured(text: &str, wanted: impl Fn(&str) -> bool) -> Option<usize> {
+    let mut count = 0_usize;
+    let mut lines = text.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let Some(label) = armour(line, "BEGIN ").filter(|label| wanted(label)) else { continue };
+        let mut filled = false;
+        loop {
+            let line = lines.next()?;
+            if armour(line, "END ").is_some_and(|end| end == label) {
+                break;
+            }
+            filled |= !line.is_empty();
+        }
+        count = count.checked_add(filled.then_some(1)?)?;
+    }
+    Some(count)
+}
+
+/// The label of a line such as `-----BEGIN X-----`; NATS ends with `------END X------`.
+fn armour<'l>(line: &'l str, side: &str) -> Option<&'l str> {
+    let label = line.strip_prefix("-----")?.trim_matches('-').strip_prefix(side)?;
+    line.ends_with("-----").then_some(label)
+}
