@@ -1,5 +1,5 @@
 //! What may stand below `latchkey.mesh`, and what is refused: docs/configuration.md, as sentences.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
 use std::path::Path;
