@@ -1,8 +1,9 @@
-//! The kernel's WireGuard device: read it, plan, apply the difference. Run again it finds nothing
-//! to do.
+//! The WireGuard device: read it, plan, apply the difference. Run again it finds nothing to do.
 //!
-//! Two kernel interfaces are at work: rtnetlink for the link and its addresses, generic netlink for
-//! key, port and peers.
+//! The link and its addresses are the kernel's in any case, and rtnetlink's. Key, port and peers
+//! are asked of the kernel by generic netlink, or of wireguard-go where the kernel has no WireGuard.
+
+pub(crate) mod tunnel;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,10 +14,13 @@ use nix::libc;
 use crate::error::{Error, Result};
 use crate::key::{PrivateKey, PublicKey};
 use crate::netlink::events::Watched;
-use crate::netlink::link::{Link, Links};
+use crate::netlink::link::{self, Link, Links};
 use crate::netlink::wireguard::WireGuard;
 pub use crate::plan::Peer;
 use crate::plan::{Actual, Change, Desired, Memory, plan, settle};
+use crate::userspace;
+pub use tunnel::Backend;
+use tunnel::Carrier;
 
 /// An interface by its name, and the way to it.
 pub struct Device {
@@ -24,20 +28,14 @@ pub struct Device {
     /// The interface's number as of the last look; 0 is none.
     index: u32,
     links: Links,
-    /// Opened when first needed: asking for the family is what loads the module.
-    wireguard: Option<WireGuard>,
+    /// None if there is no device, or none was looked at so far.
+    carrier: Option<Carrier>,
     /// What the last look and our own changes since have left.
     known: Option<Known>,
     memory: Memory,
     refused: BTreeMap<PublicKey, String>,
-}
-
-/// Who carries the packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
-    Kernel,
-    /// wireguard-go, spoken to over its socket.
-    Userspace,
+    /// Of the last round.
+    port: u16,
 }
 
 /// What a plan starts from.
@@ -81,10 +79,11 @@ impl Device {
             interface: interface.into(),
             index: 0,
             links,
-            wireguard: None,
+            carrier: None,
             known: None,
             memory: Memory::default(),
             refused: BTreeMap::new(),
+            port: 0,
         })
     }
 
@@ -100,7 +99,7 @@ impl Device {
         let Some(link) = self.link()? else { return Ok(None) };
         match self.read_rest(&link) {
             // Removed since the link was read.
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(_) if self.links.get(&self.interface).is_ok_and(|link| link.is_none()) => Ok(None),
             rest => rest.map(Some).map_err(|source| {
                 failed(format!("read the WireGuard device {}", self.interface), source)
             }),
@@ -109,15 +108,15 @@ impl Device {
 
     fn read_rest(&mut self, link: &Link) -> io::Result<Snapshot> {
         let addresses = self.links.addresses(link.index)?;
-        let device = self.wireguard()?.get(link.index)?;
+        let tunnel = self.carrier()?.get()?;
         let actual = Actual {
-            public_key: device.public_key,
-            port: device.port,
+            public_key: tunnel.public_key,
+            port: tunnel.port,
             mtu: link.mtu,
             up: link.up,
             addresses,
         };
-        Ok(Snapshot { actual, peers: device.peers, private_key: device.private_key })
+        Ok(Snapshot { actual, peers: tunnel.peers, private_key: tunnel.private_key })
     }
 
     /// Makes the device what `desired` says and returns what had to be done. `key` is set only if
@@ -147,8 +146,21 @@ impl Device {
         &self.refused
     }
 
+    /// Who carries the packets; the kernel as long as there is no device.
     pub fn backend(&self) -> Backend {
-        Backend::Kernel
+        match self.carrier {
+            None | Some(Carrier::Kernel { .. }) => Backend::Kernel,
+            Some(Carrier::Userspace(_)) => Backend::Userspace,
+        }
+    }
+
+    /// Bytes sent so far in order to change key, port or peers of the device as it now is.
+    pub fn bytes_sent(&self) -> u64 {
+        match &self.carrier {
+            None => 0,
+            Some(Carrier::Kernel { wireguard, .. }) => wireguard.sent,
+            Some(Carrier::Userspace(socket)) => socket.sent(),
+        }
     }
 
     fn round(
@@ -159,14 +171,15 @@ impl Device {
     ) -> Result<Vec<Change>> {
         self.known = None; // until all is done
         self.refused.clear();
+        self.port = desired.port;
         let missing = BTreeMap::new();
         let (actual, peers, at) =
             known.as_ref().map_or((None, &missing, SystemTime::now()), |known| {
                 (Some(&known.actual), &known.peers, known.at)
             });
         let changes = plan(desired, actual, peers, &self.memory, at);
-        for change in &changes {
-            self.apply(change, desired, key)?;
+        for changes in changes.chunk_by(|a, b| a.is_about_peers() && b.is_about_peers()) {
+            self.apply(changes, key)?;
         }
         let refused = &self.refused;
         self.memory.note(desired, |key| refused.contains_key(key));
@@ -196,63 +209,107 @@ impl Device {
         Watched { name: &self.interface, index: self.index }
     }
 
+    /// Looks for the link, and for who carries it.
     fn link(&mut self) -> Result<Option<Link>> {
-        let link = self.links.get(&self.interface).map_err(|source| {
-            failed(format!("look for the interface {}", self.interface), source)
-        })?;
+        let action = || format!("look for the interface {}", self.interface);
+        let link = self.links.get(&self.interface).map_err(|source| failed(action(), source))?;
         self.index = link.as_ref().map_or(0, |link| link.index);
-        match link {
-            Some(link) if !link.is_wireguard() => Err(Error::NotWireGuard {
-                interface: self.interface.clone(),
-                kind: match link.kind.as_str() {
-                    "" => "hardware".into(),
-                    kind => format!("of type {kind}"),
-                },
-            }),
-            link => Ok(link),
+        let carrier = self.carrier.take();
+        let Some(link) = link else { return Ok(None) };
+        self.carrier = match link.kind.as_str() {
+            link::WIREGUARD => kernel(carrier, link.index),
+            link::TUN => {
+                let found = match carrier {
+                    Some(Carrier::Userspace(socket)) if socket.answers() => Some(socket),
+                    _ => userspace::Socket::find(&self.interface)
+                        .map_err(|source| failed(action(), source))?,
+                };
+                let found = found.ok_or_else(|| self.not_wireguard(&link))?;
+                Ok(Carrier::Userspace(found))
+            }
+            _ => return Err(self.not_wireguard(&link)),
         }
+        .map(Some)
+        .map_err(|source| {
+            failed(format!("ask the kernel about WireGuard on {}", self.interface), source)
+        })?;
+        Ok(Some(link))
+    }
+
+    fn not_wireguard(&self, link: &Link) -> Error {
+        Error::NotWireGuard {
+            interface: self.interface.clone(),
+            kind: match link.kind.as_str() {
+                "" => "hardware".into(),
+                link::TUN => "of type tun, with no WireGuard program behind it".into(),
+                kind => format!("of type {kind}"),
+            },
+        }
+    }
+
+    fn carrier(&mut self) -> io::Result<&mut Carrier> {
+        self.carrier.as_mut().ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
     }
 
     fn create(&mut self, mtu: u32) -> Result<()> {
         let action = || format!("create the WireGuard device {}", self.interface);
         match self.links.create_wireguard(&self.interface, mtu) {
             Err(source) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                return Err(Error::NoWireGuard { action: action(), source });
+                userspace::start(&self.interface).map_err(|userspace| Error::NoWireGuard {
+                    action: action(),
+                    source,
+                    userspace,
+                })?;
+                log::warn!(
+                    "this kernel has no WireGuard: started wireguard-go for {}, which needs more \
+                     of the CPU; install the wireguard kernel module to do without",
+                    self.interface
+                );
             }
             created => created.map_err(|source| failed(action(), source))?,
         }
-        self.link().map(drop) // for its number
+        let link = self.link()?; // for its number
+        if link.is_some_and(|link| link.mtu != mtu) {
+            self.links
+                .set_mtu(self.index, mtu)
+                .map_err(|source| self.not_done(&Change::SetMtu(mtu), source))?;
+        }
+        Ok(())
     }
 
-    fn apply(&mut self, change: &Change, desired: &Desired, key: &PrivateKey) -> Result<()> {
+    /// One change, or several that are about peers.
+    fn apply(&mut self, changes: &[Change], key: &PrivateKey) -> Result<()> {
+        let Some(change) = changes.first() else { return Ok(()) };
         let index = self.index;
         let applied = match change {
             Change::Create { mtu } => return self.create(*mtu),
-            Change::SetPeer(peer) => {
-                let set = self.wireguard().and_then(|wireguard| wireguard.set_peer(index, peer));
-                if let Err(error) = set {
-                    self.refused.insert(peer.public_key, error.to_string());
-                }
-                return Ok(());
-            }
-            Change::RemovePeer(key) => self.wireguard().and_then(|wg| wg.remove_peer(index, key)),
-            Change::SetKey { .. } => self.wireguard().and_then(|wg| wg.set(index, Some(key), None)),
-            Change::SetPort(port) => {
-                self.wireguard().and_then(|wg| wg.set(index, None, Some(*port)))
-            }
+            Change::SetPeer(_) | Change::RemovePeer(_) => return self.set_peers(changes),
+            Change::SetKey { .. } => self.carrier().and_then(|carrier| carrier.set_key(key)),
+            Change::SetPort(port) => self.carrier().and_then(|carrier| carrier.set_port(*port)),
             Change::SetMtu(mtu) => self.links.set_mtu(index, *mtu),
             Change::AddAddress(address) => self.links.add_address(index, *address),
             Change::RemoveAddress(address) => self.links.remove_address(index, *address),
             Change::SetUp => self.links.set_up(index),
         };
-        applied.map_err(|source| self.not_done(change, desired, source))
+        applied.map_err(|source| self.not_done(change, source))
     }
 
-    fn not_done(&self, change: &Change, desired: &Desired, source: io::Error) -> Error {
+    fn set_peers(&mut self, changes: &[Change]) -> Result<()> {
+        let action = || format!("set the peers of {}", self.interface);
+        let set = match &mut self.carrier {
+            Some(carrier) => carrier.set_peers(changes),
+            None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        };
+        let refused = set.map_err(|source| failed(action(), source))?;
+        self.refused = refused.into_iter().map(|(key, error)| (key, error.to_string())).collect();
+        Ok(())
+    }
+
+    fn not_done(&self, change: &Change, source: io::Error) -> Error {
         match (change, source.raw_os_error()) {
             // An interface that is down takes any port; whether it is free shows when it goes up.
             (Change::SetPort(_) | Change::SetUp, Some(libc::EADDRINUSE)) => {
-                Error::PortTaken { port: desired.port }
+                Error::PortTaken { port: self.port }
             }
             (Change::AddAddress(address), code) if code != Some(libc::EPERM) => Error::Address {
                 interface: self.interface.clone(),
@@ -262,19 +319,19 @@ impl Device {
             _ => failed(format!("{change} on {}", self.interface), source),
         }
     }
+}
 
-    fn wireguard(&mut self) -> io::Result<&mut WireGuard> {
-        let opened = match self.wireguard.take() {
-            Some(opened) => opened,
-            None => WireGuard::open()?,
-        };
-        Ok(self.wireguard.insert(opened))
-    }
+fn kernel(carrier: Option<Carrier>, index: u32) -> io::Result<Carrier> {
+    let wireguard = match carrier {
+        Some(Carrier::Kernel { wireguard, .. }) => wireguard,
+        _ => WireGuard::open()?,
+    };
+    Ok(Carrier::Kernel { wireguard, index })
 }
 
 fn failed(action: String, source: io::Error) -> Error {
     match source.raw_os_error() {
-        Some(libc::EPERM) => Error::NotPermitted { action },
+        Some(libc::EPERM | libc::EACCES) => Error::NotPermitted { action },
         _ => Error::Kernel { action, source },
     }
 }

@@ -84,10 +84,10 @@ pub enum Error {
     NotPermitted { action: String },
 
     #[error(
-        "this kernel has no WireGuard (cannot {action}: {source}); install the wireguard kernel \
-         module and load it (modprobe wireguard)"
+        "cannot {action}: this kernel has no WireGuard ({source}), and {userspace}; install the \
+         wireguard kernel module and load it (modprobe wireguard), or install wireguard-go"
     )]
-    NoWireGuard { action: String, source: io::Error },
+    NoWireGuard { action: String, source: io::Error, userspace: String },
 
     #[error(
         "interface {interface} exists, but is {kind}, not a WireGuard device; give \

@@ -26,4 +26,5 @@ pub mod registry;
 pub mod settings;
 pub mod status;
 mod terminal;
+pub mod userspace;
 pub mod view;

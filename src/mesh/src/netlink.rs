@@ -30,6 +30,8 @@ const DUMP_ATTEMPTS: usize = 8;
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
+    /// Bytes of all requests.
+    pub(crate) sent: u64,
     /// Holds private keys now and then.
     buffer: Zeroizing<Vec<u8>>,
 }
@@ -52,7 +54,7 @@ impl Netlink {
             sockopt::ReceiveTimeout,
             &TimeVal::new(ANSWER_WITHIN_SECONDS, 0),
         )?;
-        Ok(Self { socket, sequence: 0, buffer: Zeroizing::new(vec![0; BUFFER_SIZE]) })
+        Ok(Self { socket, sequence: 0, sent: 0, buffer: Zeroizing::new(vec![0; BUFFER_SIZE]) })
     }
 
     /// Sends `message` and returns all answers. `flags` come on top of `NLM_F_REQUEST | NLM_F_ACK`.
@@ -91,6 +93,7 @@ impl Netlink {
         let (for_header, for_message) = bytes.split_at_mut(header_length);
         header.emit(for_header);
         message.serialize(for_message);
+        self.sent += bytes.len() as u64;
         self.socket.send(&bytes, 0).map(drop)
     }
 

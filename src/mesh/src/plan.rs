@@ -117,6 +117,12 @@ pub(crate) fn settle(
     }
 }
 
+impl Change {
+    pub(crate) fn is_about_peers(&self) -> bool {
+        matches!(self, Self::SetPeer(_) | Self::RemovePeer(_))
+    }
+}
+
 impl Actual {
     /// A device as it is made.
     pub(crate) fn created(mtu: u32) -> Self {

@@ -12,7 +12,9 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use super::Netlink;
 use crate::address::DeviceAddress;
 
-const WIREGUARD: &str = "wireguard";
+/// The driver's name of a WireGuard link, and of one that a program carries.
+pub(crate) const WIREGUARD: &str = "wireguard";
+pub(crate) const TUN: &str = "tun";
 
 pub(crate) struct Links(Netlink);
 
@@ -24,12 +26,6 @@ pub(crate) struct Link {
     pub(crate) kind: String,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
-}
-
-impl Link {
-    pub(crate) fn is_wireguard(&self) -> bool {
-        self.kind == WIREGUARD
-    }
 }
 
 impl Links {

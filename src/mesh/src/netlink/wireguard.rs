@@ -1,12 +1,12 @@
 //! WireGuard devices by generic netlink: family `wireguard`, version 1
 //! (include/uapi/linux/wireguard.h), what wg(8) speaks.
 
-use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use latchkey_wire::member::Cidr;
-use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_core::{Emitable, NLM_F_DUMP};
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
@@ -18,25 +18,29 @@ use netlink_sys::protocols::NETLINK_GENERIC;
 use zeroize::Zeroize;
 
 use super::Netlink;
+use crate::device::tunnel::{self, Tunnel};
 use crate::key::{PrivateKey, PublicKey};
-use crate::plan::{Peer, PeerChange};
+use crate::plan::{Change, PeerChange};
 
 const FAMILY: &str = "wireguard";
+
+/// Of the peers in one message. The kernel takes up to 64 KiB, the length of an attribute.
+const BATCH_SIZE: usize = 32 << 10;
+
+/// Allowed IPs in one part of a peer: at most 40 bytes each.
+const MAX_ALLOWED_IPS: usize = 512;
 
 pub(crate) struct WireGuard {
     netlink: Netlink,
     family: u16,
+    /// Bytes of requests that change something.
+    pub(crate) sent: u64,
 }
 
-/// A WireGuard device as the kernel has it.
-#[derive(Debug, Default)]
-pub(crate) struct WireGuardDevice {
-    /// None as long as no key was set.
-    pub(crate) private_key: Option<PrivateKey>,
-    pub(crate) public_key: Option<PublicKey>,
-    /// 0 as long as none was set and the link is down.
-    pub(crate) port: u16,
-    pub(crate) peers: BTreeMap<PublicKey, Peer>,
+/// One message about some peers, or parts of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Batch {
+    peers: Vec<(PublicKey, WireguardPeer)>,
 }
 
 impl WireGuard {
@@ -56,16 +60,16 @@ impl WireGuard {
             }
         });
         let family = family.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        Ok(Self { netlink, family })
+        Ok(Self { netlink, family, sent: 0 })
     }
 
     /// # Errors
     /// `PermissionDenied` without CAP_NET_ADMIN: the answer has the private key in it.
-    pub(crate) fn get(&mut self, index: u32) -> io::Result<WireGuardDevice> {
+    pub(crate) fn get(&mut self, index: u32) -> io::Result<Tunnel> {
         let request =
             self.message(WireguardCmd::GetDevice, vec![WireguardAttribute::IfIndex(index)]);
         let answers = self.netlink.request(&request, NLM_F_DUMP)?;
-        let mut device = WireGuardDevice::default();
+        let mut device = Tunnel::default();
         for mut answer in answers {
             answer.payload.attributes.iter_mut().for_each(|attribute| device.take(attribute));
         }
@@ -83,7 +87,9 @@ impl WireGuard {
         attributes.extend(key.map(|key| WireguardAttribute::PrivateKey(*key.as_bytes())));
         attributes.extend(port.map(WireguardAttribute::ListenPort));
         let mut request = self.message(WireguardCmd::SetDevice, attributes);
+        let before = self.netlink.sent;
         let result = self.netlink.request(&request, 0).map(drop);
+        self.sent += self.netlink.sent - before;
         for attribute in &mut request.payload.attributes {
             if let WireguardAttribute::PrivateKey(bytes) = attribute {
                 bytes.zeroize();
@@ -92,40 +98,19 @@ impl WireGuard {
         result
     }
 
-    /// One peer at a time.
-    pub(crate) fn set_peer(&mut self, index: u32, change: &PeerChange) -> io::Result<()> {
-        let mut attributes = vec![WireguardPeerAttribute::PublicKey(*change.public_key.as_bytes())];
-        if change.replace_allowed_ips {
-            attributes.push(WireguardPeerAttribute::Flags(WireguardPeerFlags::ReplaceAllowedIps));
-        }
-        attributes.extend(change.endpoint.map(WireguardPeerAttribute::Endpoint));
-        attributes.extend(change.keepalive.map(WireguardPeerAttribute::PersistentKeepalive));
-        let ips = change.allowed_ips.iter().map(|ip| {
-            WireguardAllowedIp(vec![
-                WireguardAllowedIpAttr::Family(match ip.address() {
-                    std::net::IpAddr::V4(_) => WireguardAddressFamily::Ipv4,
-                    std::net::IpAddr::V6(_) => WireguardAddressFamily::Ipv6,
-                }),
-                WireguardAllowedIpAttr::IpAddr(ip.address()),
-                WireguardAllowedIpAttr::Cidr(ip.length()),
-            ])
-        });
-        attributes.push(WireguardPeerAttribute::AllowedIps(ips.collect()));
-        self.set_peers(index, vec![WireguardPeer(attributes)])
+    /// As few messages as need be, the changes in their order.
+    pub(crate) fn batches(&self, changes: &[Change]) -> Vec<Batch> {
+        batches(changes)
     }
 
-    pub(crate) fn remove_peer(&mut self, index: u32, key: &PublicKey) -> io::Result<()> {
-        let attributes = vec![
-            WireguardPeerAttribute::PublicKey(*key.as_bytes()),
-            WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe),
-        ];
-        self.set_peers(index, vec![WireguardPeer(attributes)])
-    }
-
-    fn set_peers(&mut self, index: u32, peers: Vec<WireguardPeer>) -> io::Result<()> {
+    pub(crate) fn send(&mut self, index: u32, batch: &Batch) -> io::Result<()> {
+        let peers = batch.peers.iter().map(|(_, peer)| peer.clone()).collect();
         let attributes = vec![WireguardAttribute::IfIndex(index), WireguardAttribute::Peers(peers)];
         let request = self.message(WireguardCmd::SetDevice, attributes);
-        self.netlink.request(&request, 0).map(drop)
+        let before = self.netlink.sent;
+        let result = self.netlink.request(&request, 0).map(drop);
+        self.sent += self.netlink.sent - before;
+        result
     }
 
     fn message(
@@ -139,7 +124,7 @@ impl WireGuard {
     }
 }
 
-impl WireGuardDevice {
+impl Tunnel {
     /// Takes what an answer says, and wipes the keys in it.
     fn take(&mut self, attribute: &mut WireguardAttribute) {
         match attribute {
@@ -190,6 +175,77 @@ impl WireGuardDevice {
     }
 }
 
+impl tunnel::Batch for Batch {
+    fn parts(self) -> Vec<(PublicKey, Self)> {
+        self.peers.into_iter().map(|peer| (peer.0, Self { peers: vec![peer] })).collect()
+    }
+}
+
+fn batches(changes: &[Change]) -> Vec<Batch> {
+    let mut batches: Vec<Batch> = Vec::new();
+    let mut size = BATCH_SIZE;
+    for (key, part) in changes.iter().flat_map(parts) {
+        let part_size = part.buffer_len();
+        if size + part_size > BATCH_SIZE {
+            batches.push(Batch { peers: Vec::new() });
+            size = 0;
+        }
+        size += part_size;
+        if let Some(batch) = batches.last_mut() {
+            batch.peers.push((key, part));
+        }
+    }
+    batches
+}
+
+/// What to say of one peer. With more allowed IPs than fit, it is continued in further parts, which
+/// have only its key and the next allowed IPs, and no flags: they are added to those before.
+fn parts(change: &Change) -> Vec<(PublicKey, WireguardPeer)> {
+    let (key, rest, ips) = match change {
+        Change::SetPeer(change) => (
+            change.public_key,
+            said_once(change),
+            change.allowed_ips.iter().copied().map(allowed_ip_of).collect(),
+        ),
+        Change::RemovePeer(key) => {
+            (*key, vec![WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe)], Vec::new())
+        }
+        _ => return Vec::new(),
+    };
+    let part = |rest: Vec<WireguardPeerAttribute>, ips: &[WireguardAllowedIp]| {
+        let mut attributes = vec![WireguardPeerAttribute::PublicKey(*key.as_bytes())];
+        attributes.extend(rest);
+        if !ips.is_empty() {
+            attributes.push(WireguardPeerAttribute::AllowedIps(ips.to_vec()));
+        }
+        (key, WireguardPeer(attributes))
+    };
+    let mut chunks = ips.chunks(MAX_ALLOWED_IPS);
+    let first = part(rest, chunks.next().unwrap_or_default());
+    [first].into_iter().chain(chunks.map(|ips| part(Vec::new(), ips))).collect()
+}
+
+fn said_once(change: &PeerChange) -> Vec<WireguardPeerAttribute> {
+    let mut attributes = Vec::new();
+    if change.replace_allowed_ips {
+        attributes.push(WireguardPeerAttribute::Flags(WireguardPeerFlags::ReplaceAllowedIps));
+    }
+    attributes.extend(change.endpoint.map(WireguardPeerAttribute::Endpoint));
+    attributes.extend(change.keepalive.map(WireguardPeerAttribute::PersistentKeepalive));
+    attributes
+}
+
+fn allowed_ip_of(ip: Cidr) -> WireguardAllowedIp {
+    WireguardAllowedIp(vec![
+        WireguardAllowedIpAttr::Family(match ip.address() {
+            IpAddr::V4(_) => WireguardAddressFamily::Ipv4,
+            IpAddr::V6(_) => WireguardAddressFamily::Ipv6,
+        }),
+        WireguardAllowedIpAttr::IpAddr(ip.address()),
+        WireguardAllowedIpAttr::Cidr(ip.length()),
+    ])
+}
+
 fn allowed_ip(WireguardAllowedIp(attributes): &WireguardAllowedIp) -> Option<Cidr> {
     let address = attributes.iter().find_map(|attribute| match attribute {
         WireguardAllowedIpAttr::IpAddr(address) => Some(*address),
@@ -202,8 +258,17 @@ fn allowed_ip(WireguardAllowedIp(attributes): &WireguardAllowedIp) -> Option<Cid
     Cidr::new(address, length)
 }
 
+impl std::fmt::Debug for WireGuard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WireGuard").field("family", &self.family).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::plan::Peer;
     use netlink_packet_wireguard::WireguardTimeSpec;
 
     use super::*;
@@ -223,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_peer_in_parts_is_one_peer() {
-        let mut device = WireGuardDevice::default();
+        let mut device = Tunnel::default();
         let first = vec![
             WireguardPeerAttribute::PublicKey(KEY),
             WireguardPeerAttribute::Endpoint("192.0.2.1:1".parse().unwrap()),
@@ -254,7 +319,7 @@ mod tests {
     /// The kernel says "never" with zeros.
     #[test]
     fn a_peer_that_was_never_heard_of_has_no_handshake() {
-        let mut device = WireGuardDevice::default();
+        let mut device = Tunnel::default();
         device.take_peer(&mut WireguardPeer(vec![
             WireguardPeerAttribute::PublicKey(KEY),
             handshake(0),
@@ -264,7 +329,7 @@ mod tests {
 
     #[test]
     fn keys_are_taken_and_wiped() {
-        let mut device = WireGuardDevice::default();
+        let mut device = Tunnel::default();
         let mut answer = WireguardAttribute::PrivateKey(KEY);
         device.take(&mut answer);
         assert_eq!(device.private_key.unwrap().public(), PrivateKey::new(&KEY).public());
@@ -273,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_key_of_zeros_is_none() {
-        let mut device = WireGuardDevice::default();
+        let mut device = Tunnel::default();
         device.take(&mut WireguardAttribute::PrivateKey([0; 32]));
         assert!(device.private_key.is_none());
     }
