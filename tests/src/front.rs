@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -120,37 +120,45 @@ impl Stalling {
 #[derive(Debug)]
 pub struct Dns {
     heard: Arc<AtomicUsize>,
+    address: Arc<Mutex<Ipv4Addr>>,
 }
 
 impl Dns {
     /// `socket` is bound to port 53 of where the machine asks.
     pub fn silent(socket: UdpSocket) -> Self {
-        Self::serve(socket, |_| None)
+        Self::serve(socket, Ipv4Addr::UNSPECIFIED, |_, _| None)
     }
 
     /// Gives `address` for `name`, and nothing for any other name or type.
     pub fn of(socket: UdpSocket, name: &str, address: Ipv4Addr) -> Self {
         let name = encoded(name);
-        Self::serve(socket, move |question| Some(answer(question, &name, address)))
+        Self::serve(socket, address, move |question, now| Some(answer(question, &name, now)))
     }
 
     fn serve(
         socket: UdpSocket,
-        answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static,
+        address: Ipv4Addr,
+        answer: impl Fn(&[u8], Ipv4Addr) -> Option<Vec<u8>> + Send + 'static,
     ) -> Self {
-        let heard = Arc::new(AtomicUsize::new(0));
-        let count = heard.clone();
+        let (heard, address) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(address)));
+        let (count, current) = (heard.clone(), address.clone());
         thread::spawn(move || {
             let mut question = [0; 512];
             while let Ok((length, from)) = socket.recv_from(&mut question) {
                 count.fetch_add(1, Ordering::SeqCst);
-                if let Some(answer) = answer(question.get(..length).unwrap_or_default()) {
+                let now = *current.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(answer) = answer(question.get(..length).unwrap_or_default(), now) {
                     // The machine asks again if this is lost.
                     let _ = socket.send_to(&answer, from);
                 }
             }
         });
-        Self { heard }
+        Self { heard, address }
+    }
+
+    /// From now on the name means this address.
+    pub fn change(&self, address: Ipv4Addr) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
     /// How many questions have come.

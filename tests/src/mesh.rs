@@ -32,7 +32,7 @@ pub use traffic::{Count, Stream};
 /// The overlay of every mesh under test.
 pub const PREFIX: &str = "fd10::/16";
 /// How long anything may take before it counts as not happening. Nothing is asserted of how long it takes below that.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 /// Networks of nats-servers begin behind those of hosts.
 const SERVERS: usize = 200;
 

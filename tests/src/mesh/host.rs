@@ -184,47 +184,56 @@ impl Host {
         self.folder.join("s")
     }
 
-    /// Writes what the agent reads, and says with which arguments it reads it.
-    fn write_config(&self) -> Result<Vec<String>> {
-        let file = self.folder.join("ikto.json");
+    /// The file that `-c` names, or the folder that `--cloud-config` does.
+    fn config_path(&self) -> PathBuf {
+        match &*self.config.borrow() {
+            Config::Ikto(_) => self.folder.join("ikto.json"),
+            Config::Cloud(_) => self.folder.join("oem"),
+        }
+    }
+
+    fn write_config(&self) -> Result<()> {
+        let path = self.config_path();
         match &*self.config.borrow() {
             Config::Ikto(json) => {
                 write(&self.folder.join("key"), format!("{}\n", self.private_key.borrow()))?;
-                write(&file, format!("{json:#}"))?;
-                Ok(vec!["agent".into(), "-c".into(), file.display().to_string()])
+                write(&path, format!("{json:#}"))
             }
             Config::Cloud(keys) => {
-                let folder = self.folder.join("oem");
-                create_dir(&folder)?;
+                create_dir(&path)?;
                 let mut yaml = String::from("#cloud-config\nlatchkey:\n  mesh:\n");
                 for (key, value) in keys {
                     yaml += &format!("    {key}: {}\n", json!(value));
                 }
-                write(&folder.join("mesh.yaml"), yaml)?;
-                let folder = folder.display().to_string();
-                Ok(vec!["--cloud-config".into(), folder, "agent".into()])
+                write(&path.join("mesh.yaml"), yaml)
             }
         }
     }
 
-    /// The agent, with `further` arguments, as a command that is not yet run.
-    pub fn agent(&self, further: &[&str]) -> Result<Command> {
+    /// `latchkey VERB` with the configuration as it is now, not yet run.
+    fn command(&self, verb: &[&str]) -> Result<Command> {
+        self.write_config()?;
         let mut command = Command::new(program()?);
-        command.args(self.write_config()?).arg("-s").arg(self.socket()).args(further);
+        match &*self.config.borrow() {
+            Config::Ikto(_) => command.args(verb).arg("-c").arg(self.config_path()),
+            Config::Cloud(_) => command.arg("--cloud-config").arg(self.config_path()).args(verb),
+        };
         Ok(command)
     }
 
     /// Starts the agent.
     pub fn start(&self) -> Result<()> {
-        let mut command = self.agent(&[])?;
-        command.env("RUST_LOG", "debug,async_nats=info,tonic=info,h2=info,hyper=info");
+        let mut command = self.command(&["agent"])?;
+        command.arg("-s").arg(self.socket());
+        command.env("LATCHKEY_LOG", "info,latchkey=debug,latchkey_mesh=debug");
         self.start_command(&command)
     }
 
     /// Starts another agent, one that has `ikto agent`'s arguments.
     pub fn start_program(&self, program: &Path) -> Result<()> {
+        self.write_config()?;
         let mut command = Command::new(program);
-        command.args(self.write_config()?).arg("-s").arg(self.socket());
+        command.arg("agent").arg("-c").arg(self.config_path()).arg("-s").arg(self.socket());
         self.start_command(&command)
     }
 
@@ -255,8 +264,7 @@ impl Host {
     /// Waits until the agent ends by itself; its exit code.
     pub fn exit_code(&self) -> Result<Option<i32>> {
         let mut daemon = self.daemon.borrow_mut();
-        let code = daemon.as_mut().ok_or_else(|| self.no_agent())?.wait_for_end();
-        code
+        daemon.as_mut().ok_or_else(|| self.no_agent())?.wait_for_end()
     }
 
     /// SIGHUP, after the configuration has been written anew.
@@ -288,33 +296,58 @@ impl Host {
         Error::Setup(format!("no agent was started on {}", self.name))
     }
 
-    /// `latchkey ARGUMENTS` in this host to its end: what it printed.
+    /// `PROGRAM ARGUMENTS` in this host to its end: what it printed.
+    pub fn run(&self, program: &Path, arguments: &[&str]) -> Result<String> {
+        run(self.site.command(program).args(arguments))
+    }
+
+    /// `latchkey ARGUMENTS` likewise.
     pub fn latchkey(&self, arguments: &[&str]) -> Result<String> {
-        run(self.site.command(program()?).args(arguments))
+        self.run(&program()?, arguments)
+    }
+
+    /// `latchkey VERB` with this host's configuration, to its good end: all it said.
+    pub fn operate(&self, verb: &[&str], further: &[&str]) -> Result<String> {
+        let command = self.command(verb)?;
+        let mut inside = self.site.command("sh");
+        inside.args(["-c", "exec \"$@\" 2>&1", "sh"]);
+        run(inside.arg(command.get_program()).args(command.get_args()).args(further))
     }
 
     /// `latchkey status --json`.
     pub fn status(&self) -> Result<Value> {
-        let socket = self.socket().display().to_string();
-        let mut command = self.site.command(program()?);
-        command.args(self.cloud_config()).args(["status", "--json", "--socket", &socket]);
+        let status = self.command(&["status"])?;
+        let mut inside = self.site.command(status.get_program());
+        inside.args(status.get_args()).arg("--json").arg("--socket").arg(self.socket());
         // It has an exit code of its own for a mesh that is not up, and shows it all the same.
-        let output = command.output().doing(|| "run latchkey status".into())?;
+        let output = inside.output().doing(|| "run latchkey status".into())?;
         serde_json::from_slice(&output.stdout).map_err(|e| {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            Error::Setup(format!(
-                "latchkey status --json on {} printed no JSON: {e}; {said}",
-                self.name
-            ))
+            let name = &self.name;
+            Error::Setup(format!("latchkey status --json on {name} printed no JSON: {e}; {said}"))
         })
     }
 
-    fn cloud_config(&self) -> Vec<String> {
-        let folder = self.folder.join("oem");
-        match &*self.config.borrow() {
-            Config::Ikto(_) => Vec::new(),
-            Config::Cloud(_) => vec!["--cloud-config".into(), folder.display().to_string()],
+    /// What Ikto leaves behind, and then fails on.
+    pub fn remove_socket(&self) -> Result<()> {
+        let socket = self.socket();
+        if !socket.exists() {
+            return Ok(());
         }
+        fs::remove_file(&socket).doing(|| format!("remove {}", socket.display()))
+    }
+
+    /// From now on names are asked for at this address.
+    pub fn ask_dns_at(&self, server: &str) -> Result<()> {
+        let file = self.folder.join("resolv.conf");
+        write(&file, format!("nameserver {server}\noptions timeout:1 attempts:2\n"))?;
+        // It may be a link to somewhere below /run, which is empty here.
+        self.sh(&format!(
+            "f=$(readlink -m /etc/resolv.conf); mkdir -p \"${{f%/*}}\"; [ -e \"$f\" ] || : >\"$f\"
+             mount --bind {} \"$f\"",
+            file.display()
+        ))
+        .map(drop)
     }
 
     /// A tool in this host by the shell; what it printed.
@@ -324,18 +357,9 @@ impl Host {
 
     /// Brings up wireguard-go before the agent, as who has no kernel module does for Ikto.
     pub fn start_wireguard_go(&self) -> Result<()> {
-        // In the host's namespace of processes, so that it ends with the host.
-        let mut nsenter = Command::new("nsenter");
-        nsenter
-            .arg(format!("--target={}", self.site.id()))
-            .args(["--net", "--mount", "--pid", "--"]);
-        nsenter.args([
-            "sh",
-            "-c",
-            "mkdir -p /run/wireguard; wireguard-go \"$1\" >/dev/null 2>&1",
-            "sh",
-        ]);
-        run(nsenter.arg(INTERFACE))?;
+        let mut daemon = self.site.daemon("wireguard-go");
+        // It holds on to them for as long as it lives.
+        run(daemon.arg(INTERFACE).stdout(Stdio::null()).stderr(Stdio::null()))?;
         eventually("wireguard-go has a device", || {
             Ok(run(self.site.command("wg").args(["show", INTERFACE])).ok().map(drop))
         })

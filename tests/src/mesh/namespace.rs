@@ -63,6 +63,11 @@ impl Namespace {
         self.enter(&["--net", "--mount"], program)
     }
 
+    /// A program that goes into the background. It ends with the host.
+    pub fn daemon(&self, program: impl AsRef<OsStr>) -> Command {
+        self.enter(&["--net", "--mount", "--pid"], program)
+    }
+
     fn enter(&self, namespaces: &[&str], program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--target={}", self.first)).args(namespaces).arg("--").arg(program);
@@ -121,7 +126,7 @@ impl Daemon {
     /// Starts `command`, whose program, arguments and environment are taken; its output goes to `target/boot-logs/LOG.log`.
     pub fn start(host: &Namespace, who: &str, log: &str, command: &Command) -> Result<Self> {
         // Both outputs in one, in their order.
-        let mut inside = host.enter(&["--net", "--mount", "--pid"], "sh");
+        let mut inside = host.daemon("sh");
         inside.args(["-c", "exec \"$@\" 2>&1", "sh"]);
         inside.arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {

@@ -113,7 +113,7 @@ pub(super) fn carries_tcp(from: &Namespace, to: IpAddr) -> Result<()> {
     if back == sent { Ok(()) } else { Err(Error::Setup(format!("{to} sent back other bytes"))) }
 }
 
-/// Numbered packets there and back, 100 in a second, until it is finished.
+/// Numbered packets there and back, 50 in a second, until it is finished.
 #[derive(Debug)]
 pub struct Stream {
     wanted: Arc<AtomicBool>,
@@ -167,7 +167,7 @@ impl Drop for Stream {
 }
 
 fn run(socket: &UdpSocket, to: SocketAddr, wanted: &AtomicBool, returned: &AtomicU64) -> Count {
-    const PACE: Duration = Duration::from_millis(10);
+    const PACE: Duration = Duration::from_millis(20);
     let mut missing = BTreeSet::new();
     let (mut next, mut longest_gap, mut last) = (0u64, Duration::ZERO, Instant::now());
     let mut take = |missing: &mut BTreeSet<u64>| {
