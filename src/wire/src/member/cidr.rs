@@ -1,7 +1,7 @@
 //! Addresses with the length of a prefix, and the registry's keys that are made of them (protocols/ikto-kilo.md §1.4).
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use base64::Engine;
@@ -85,7 +85,8 @@ impl fmt::Display for Cidr {
 impl FromStr for Cidr {
     type Err = NotCidr;
 
-    /// Strict, as Go's: a decimal length without sign or leading zero.
+    /// Takes what Go's `ParseCIDR` takes but leading zeros of the length and IPv4-mapped addresses. No zones, no leading
+    /// zeros in IPv4, as there.
     fn from_str(text: &str) -> Result<Self, NotCidr> {
         let (address, length) = text.split_once('/').ok_or(NotCidr)?;
         let plain = !length.is_empty()

@@ -66,6 +66,7 @@ pub fn read_unchecked(value: &[u8]) -> Result<(Member, Claim)> {
     if value.len() > MAX_MEMBER {
         return Err(Error::TooLong { what: WHAT, limit: MAX_MEMBER, got: value.len() });
     }
+    refuse_control_characters(value)?;
     let fields: Fields = serde_json::from_slice(value).map_err(|error| json_error(WHAT, &error))?;
     let claim = fields.claim(value);
     Ok((fields.member()?, claim))
@@ -94,7 +95,9 @@ impl Claim {
 #[derive(Default)]
 struct Fields {
     name: String,
-    public_key: String,
+    public_key: Option<[u8; 32]>,
+    /// Whether one of them was none: Go's decoder stops there, also if a good one follows.
+    bad_public_key: bool,
     advertise_address: String,
     allowed_ip: String,
     /// v0.2.0 and before.
@@ -123,12 +126,11 @@ impl Fields {
                 return long(what, MAX_ADDRESS, text.len());
             }
         }
-        let Some(public_key) = public_key(&self.public_key) else {
-            return refused(if self.public_key.is_empty() {
-                "it has no public_key".into()
-            } else {
-                "its public_key is not 32 bytes in base64".into()
-            });
+        if self.bad_public_key {
+            return refused("its public_key is not 32 bytes in base64".into());
+        }
+        let Some(public_key) = self.public_key.filter(|key| *key != [0; 32]) else {
+            return refused("it has no public_key".into());
         };
         let Ok(allowed_ip) = self.allowed_ip.parse::<Cidr>() else {
             return refused(match (self.allowed_ip.is_empty(), self.private_cidr) {
@@ -186,11 +188,29 @@ impl Fields {
     }
 }
 
+/// Those in strings, which JSON forbids, and [`Text`] would let pass.
+fn refuse_control_characters(value: &[u8]) -> Result<()> {
+    let (mut inside, mut escaped) = (false, false);
+    for byte in value {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = inside,
+            b'"' => inside = !inside,
+            0..0x20 if inside => {
+                return Err(Error::Member {
+                    reason: "it is not JSON: a control character in a string".into(),
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn public_key(text: &str) -> Option<[u8; 32]> {
     // Go's decoder skips line ends.
     let text = text.replace(['\r', '\n'], "");
-    let key: [u8; 32] = GO_BASE64.decode(text).ok()?.try_into().ok()?;
-    (key != [0; 32]).then_some(key)
+    GO_BASE64.decode(text).ok()?.try_into().ok()
 }
 
 fn capability(value: &Value) -> Option<String> {
@@ -220,7 +240,10 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             // `null` leaves a field as it was, which after an earlier one of its name is not zero: as in Go.
             match folded(&name).as_str() {
                 "name" => set(&mut fields.name, text(&mut map)?),
-                "public_key" => fields.public_key = text(&mut map)?.unwrap_or_default(),
+                "public_key" => {
+                    fields.public_key = public_key(&text(&mut map)?.unwrap_or_default());
+                    fields.bad_public_key |= fields.public_key.is_none();
+                }
                 "advertise_address" => set(&mut fields.advertise_address, text(&mut map)?),
                 "allowed_ip" => set(&mut fields.allowed_ip, text(&mut map)?),
                 "private_cidr" => {
@@ -263,7 +286,7 @@ fn folded(name: &str) -> String {
         .collect()
 }
 
-/// A string in which what is not UTF-8 is replaced, byte for byte, as in Go.
+/// A string in which what is not UTF-8 is replaced, byte for byte, as in Go; but half a surrogate pair by three, not one.
 struct Text(String);
 
 impl<'de> Deserialize<'de> for Text {
