@@ -345,7 +345,8 @@ impl Client {
         Self::connect_for(address, login, ANSWER)
     }
 
-    fn connect_for(address: SocketAddr, login: &Login<'_>, answer: Duration) -> Result<Self> {
+    /// The same with another patience for each answer.
+    pub fn connect_for(address: SocketAddr, login: &Login<'_>, answer: Duration) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&address, answer)
             .and_then(|stream| stream.set_read_timeout(Some(answer)).map(|()| stream))
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))

@@ -30,6 +30,8 @@ pub struct Server {
     pub site: Namespace,
     pub address: Ipv4Addr,
     nats: RefCell<NatsServer>,
+    /// Of the administrator, for one answer: a server of a cluster without a leader gives none.
+    patience: Duration,
 }
 
 /// All servers, and who may write what.
@@ -64,7 +66,8 @@ impl Server {
             ));
         }
         nats.reconfigure(&format!("include ./{USERS}"));
-        Ok(Self { name: name.to_owned(), site, address, nats: RefCell::new(nats) })
+        let patience = Duration::from_secs(if all.len() > 1 { 2 } else { 20 });
+        Ok(Self { name: name.to_owned(), site, address, nats: RefCell::new(nats), patience })
     }
 
     /// Starts it, again on the same store if it was stopped.
@@ -93,8 +96,10 @@ impl Server {
 
     fn client(&self) -> Result<Client> {
         let nats = self.nats.borrow();
-        let (address, password) = (nats.address(), password(ADMINISTRATOR));
-        let connect = || Client::connect(address, &Login::Password(ADMINISTRATOR, &password));
+        let (address, password, patience) =
+            (nats.address(), password(ADMINISTRATOR), self.patience);
+        let login = Login::Password(ADMINISTRATOR, &password);
+        let connect = || Client::connect_for(address, &login, patience);
         self.site.within(connect)?
     }
 }
