@@ -125,7 +125,16 @@ pub(crate) fn names_in(path: &str) -> impl Iterator<Item = &'static str> {
 
 /// The name in a mapping that is the least edits away, and how many.
 pub(crate) fn nearest(path: &str, name: &str) -> Option<(&'static str, usize)> {
-    names_in(path).map(|known| (known, distance(known, name))).min_by_key(|(_, distance)| *distance)
+    nearest_of(names_in(path), name)
+}
+
+/// The name among `known` that is the least edits (insert, delete, replace, swap) away, and how many. Case and hyphens
+/// count as one together.
+pub fn nearest_of<'k>(
+    known: impl Iterator<Item = &'k str>,
+    name: &str,
+) -> Option<(&'k str, usize)> {
+    known.map(|known| (known, distance(known, name))).min_by_key(|(_, distance)| *distance)
 }
 
 /// The key that means the same here as Ikto's `name` in its own file.

@@ -37,6 +37,9 @@ pub enum Error {
     #[error("{argument}: {reason}")]
     Argument { argument: &'static str, reason: String },
 
+    #[error("the system has no random numbers: {source}")]
+    Random { source: getrandom::Error },
+
     #[error("cannot say where others reach this node: {reason}")]
     Advertise { reason: String },
 
@@ -166,6 +169,7 @@ impl Error {
             | Self::File { .. }
             | Self::BadTimeline { .. }
             | Self::AgentRunning
+            | Self::Random { .. }
             | Self::SocketTaken { .. }
             | Self::NotASocket { .. }
             | Self::UnsafeDirectory { .. }

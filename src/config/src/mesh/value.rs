@@ -97,7 +97,11 @@ pub(crate) fn keepalive(text: &str) -> Value<Keepalive> {
     }
 }
 
-pub(crate) fn mtu(text: &str) -> Value<u32> {
+/// 1280 to 65455.
+///
+/// # Errors
+/// Says so in words.
+pub fn mtu(text: &str) -> Value<u32> {
     match decimal(text) {
         Some(mtu @ MIN_MTU..=MAX_MTU) => Ok(mtu),
         _ => Err(format!("{text:?} is no MTU of a mesh, {MIN_MTU} to {MAX_MTU}")),
