@@ -146,6 +146,11 @@ impl Device {
         &self.refused
     }
 
+    /// The peers as the last look and our own changes since have left them, if that is known.
+    pub(crate) fn peers(&self) -> Option<&BTreeMap<PublicKey, Peer>> {
+        self.known.as_ref().map(|known| &known.peers)
+    }
+
     /// Who carries the packets; the kernel as long as there is no device.
     pub fn backend(&self) -> Backend {
         match self.carrier {

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::key::{PrivateKey, PublicKey};
 
 pub use forget::forget;
+pub(crate) use forget::forget_here;
 
 /// What `SetCredential=` in latchkey.service puts in the place of an identity that is no longer
 /// there. systemd 252 refuses an empty value, and fails the unit when a credential has neither file

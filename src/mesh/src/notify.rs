@@ -7,6 +7,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+
 use crate::error::{Error, Result};
 
 /// Says nothing, to nobody, when the program was not started by systemd.
@@ -35,6 +37,17 @@ impl Notify {
     /// One line for `systemctl status`.
     pub(crate) fn status(&self, status: &str) -> Result<()> {
         self.send(&format!("STATUS={status}"))
+    }
+
+    /// The configuration is being read again; [`Notify::ready`] ends that (`Type=notify-reload`).
+    pub(crate) fn reloading(&self) -> Result<()> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.as_micros()))
+    }
+
+    /// Not ready yet, but on the way: do not give up before so much more time is over.
+    pub(crate) fn extend(&self, by: Duration) -> Result<()> {
+        self.send(&format!("EXTEND_TIMEOUT_USEC={}", by.as_micros()))
     }
 
     pub(crate) fn alive(&self) -> Result<()> {

@@ -1,50 +1,86 @@
-//! `latchkey agent`: keeps the WireGuard device as it should be.
+//! `latchkey agent`: makes this node a member of its mesh, and keeps the WireGuard device as it should be.
 //!
-//! Level-triggered: each round reads the device, and changes what differs. Rounds come with the
-//! netlink events about links and addresses, and with a slow tick, because nobody is told when the
-//! key, the port or the peers of a device change.
+//! Level-triggered: what the registry says, what the settings say and what names stand for make up what the device should be;
+//! each round compares that with the device, and changes what differs. Rounds come with each event of the registry, with
+//! netlink events about the device and its addresses, and with a slow tick, because nobody is told when the key, the port
+//! or the peers of a device change.
+//!
+//! # Joining
+//!
+//! ```text
+//!             ┌────────── registry silent for 2 s, or away ──────────┐
+//!             │                                                      ▼
+//! Starting ───┴─► Reading ──► Claiming ──► Joined          Parked (no cache) or
+//!   key, lock,     all the     write, and    │             Up (with the members of the cache)
+//!   socket         records     see it shown  │                       │
+//!                    ▲           │  ▲        │                       │
+//!                    │           ▼  │        ▼                       │
+//!                    │         Refused   record gone or changed      │
+//!                    │         by NATS   by somebody: Claiming       │
+//!                    │         or taken                              │
+//!                    └──── the registry is there (again) ────────────┘
+//! ```
+//!
+//! | state | the device | registry goes away |
+//! |---|---|---|
+//! | Starting | untouched | – |
+//! | Reading | untouched, as far as there is one | Parked, or Up if the cache names this node's address |
+//! | Claiming | untouched until the record is this node's; the others' records count for it from then on | as in Reading, or stays as it is |
+//! | Joined | address, peers | stays as it is; nothing is removed |
+//! | Refused | stays as it is: untouched, or with its address and the peers that the registry tells | stays as it is |
+//! | Parked | made, if there was none: down, with the key alone | – |
+//! | Up | address of the last time, members of the last time | – |
+//! | Taken | untouched; [`Error::AddressTaken`] ends the agent. Only for a configured address, and only if it never was this node's | – |
+//!
+//! * A write counts once the watch has shown it. By then all that was written before has been seen, records of other
+//!   keys with overlapping ranges among them: the later one gives its record up and takes its next candidate.
+//! * A record that this node had and that somebody deleted or changed is written again after a pause, which doubles with
+//!   each time, so that two agents with one key do not wear out the registry. To shut a node out, its permission to write
+//!   is taken first, then its record.
+//! * A record that is missing in a new snapshot of the same bucket was deleted. A bucket that was made anew ([`incarnation`])
+//!   says nothing of those who have not written to it yet: they stay for five minutes, unless it says
+//!   otherwise (their record is deleted in it, or another node has their range). The cache still names them all that time.
+//!
+//! [`incarnation`]: crate::registry::Event::Snapshot
+//!
+//! # Readiness
+//!
+//! systemd is told READY when the device is as it should be, or, while the registry does not answer, when the device at
+//! least has the key: what follows READY is that every other copy of it is wiped. A device that is there with another
+//! key is not touched before this node may have an address; until then READY has to wait.
 
-use std::collections::BTreeMap;
+mod inputs;
+mod joining;
+mod node;
+mod plane;
+mod reload;
+mod signals;
+mod view;
+
 use std::env;
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use latchkey_wire::member::Cidr;
 use nix::sys::prctl::set_dumpable;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::address::{DeviceAddress, candidates};
-use crate::device::{Device, Look};
+use crate::admin;
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::handover::{self, HandOver};
+use crate::handover::HandOver;
 use crate::key::PrivateKey;
-use crate::netlink::events::Events;
-use crate::notify::{Notify, watchdog_interval};
-use crate::plan::Desired;
-use crate::settings::{AddressFrom, KeyFrom, Settings};
+use crate::notify::Notify;
+use crate::settings::{KeyFrom, Settings};
 
-/// What WireGuard takes off an Ethernet path over IPv6: 1500 - 40 (IPv6) - 8 (UDP) - 32
-/// (WireGuard). The kernel's own default.
-pub const DEFAULT_MTU: u32 = 1420;
+use inputs::Inputs;
+use node::Agent;
+use plane::Plane;
 
-/// The longest that a silent change stays unnoticed.
-const TICK: Duration = Duration::from_secs(30);
-
-/// Events come in bursts, our own changes among them: look once it is quiet.
-const SETTLE: Duration = Duration::from_millis(100);
-
-/// One agent: what should be, and the device that should be so.
-#[derive(Debug)]
-pub struct Agent {
-    device: Device,
-    desired: Desired,
-    key: PrivateKey,
-    /// What kept the last round from its end.
-    trouble: Option<String>,
-}
+/// Threads for what waits for the disk or a resolver. They end when they are idle.
+const THREADS: usize = 6;
 
 /// What an agent needs beside its settings.
 pub struct Options {
@@ -60,28 +96,41 @@ impl fmt::Debug for Options {
 }
 
 /// Runs until SIGTERM or SIGINT, which leave the device up and working.
+///
+/// # Errors
+/// What keeps the agent from starting. Once it is ready it goes on whatever happens.
 pub fn run(settings: Settings, options: Options) -> Result<()> {
-    let hand_over = &options.hand_over;
     // No core dump, and no debugger of others. latchkey.service says the same; this is for runs by
     // hand.
     set_dumpable(false).map_err(|errno| failed("switch core dumps off", errno.into()))?;
     let credentials = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let _lock = hand_over.lock()?;
+    let _lock = lock(&settings, &options.hand_over)?;
     let notify = Notify::from_env()?;
-    let mut agent = Agent::new(&settings, hand_over, credentials.as_deref())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|source| failed("start the event loop", source))?;
-    runtime.block_on(async {
-        // Before the first look, so that nothing can change unseen in between.
-        let events = Events::open().map_err(|source| failed("listen to netlink events", source))?;
-        agent.reconcile()?;
-        notify.ready(&agent.summary())?;
-        if credentials.is_none() {
-            // Without systemd there is no ExecStartPost= that would do it.
-            handover::forget(hand_over, None)?;
+    let mut device = Device::open(&settings.interface)?;
+    let key = match &settings.key {
+        KeyFrom::File(path) => PrivateKey::read(path)?,
+        KeyFrom::HandOver { network } => {
+            let on_device = device.read()?.and_then(|snapshot| snapshot.into_private_key());
+            options.hand_over.private_key(network, credentials.as_deref(), on_device)?
         }
-        agent.watch(&events, &notify).await
-    })
+    };
+    let socket = admin::Server::bind(&settings.socket)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(THREADS)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .map_err(|source| failed("start the event loop", source))?;
+    let wipes_identity = credentials.is_none();
+    let done = runtime.block_on(async {
+        let mut inputs = Inputs::open()?;
+        let plane = Plane::new(device, Arc::new(key));
+        let agent = Agent::new(settings, options, plane, notify, wipes_identity, &mut inputs)?;
+        agent.run(inputs, socket).await
+    });
+    // A look-up that never ends must not keep the agent from ending.
+    runtime.shutdown_background();
+    done
 }
 
 /// Takes the device away, and with it the key of this boot. `false` if there was none.
@@ -89,97 +138,35 @@ pub fn run(settings: Settings, options: Options) -> Result<()> {
 /// # Errors
 /// [`Error::AgentRunning`] if there is an agent, which would put it back.
 pub fn down(settings: &Settings, hand_over: &HandOver) -> Result<bool> {
-    let _lock = hand_over.lock()?;
+    let _alone = alone(settings, hand_over)?;
     Device::open(&settings.interface)?.remove()
 }
 
-impl Agent {
-    fn new(settings: &Settings, hand_over: &HandOver, credentials: Option<&Path>) -> Result<Self> {
-        let mut device = Device::open(&settings.interface)?;
-        let device_key = device.read()?.and_then(|snapshot| snapshot.into_private_key());
-        let key = match &settings.key {
-            KeyFrom::HandOver { network } => {
-                hand_over.private_key(network, credentials, device_key)?
-            }
-            KeyFrom::File(path) => PrivateKey::read(path)?,
-        };
-        let own = match settings.address {
-            AddressFrom::Fixed(own) => own,
-            AddressFrom::Key => candidates(&settings.mesh, key.public())?
-                .next()
-                .map(|(_, address)| Cidr::host(address))
-                .ok_or(Error::MeshPrefix { mesh: settings.mesh })?,
-        };
-        let desired = Desired {
-            public_key: key.public(),
-            port: settings.port,
-            mtu: DEFAULT_MTU,
-            address: Some(DeviceAddress::new(&own, &settings.mesh)),
-            peers: BTreeMap::new(),
-        };
-        Ok(Self { device, desired, key, trouble: None })
+/// The right to be the agent of the machine's own mesh. Agents with a file of their own are told apart by their sockets.
+fn lock(settings: &Settings, hand_over: &HandOver) -> Result<Option<File>> {
+    match settings.key {
+        KeyFrom::HandOver { .. } => hand_over.lock(),
+        KeyFrom::File(_) => Ok(None),
     }
+}
 
-    fn reconcile(&mut self) -> Result<()> {
-        let changes = self.device.reconcile(&self.desired, &self.key, Look::Fresh)?;
-        for change in &changes {
-            log::info!("{}: {change}", self.device.interface());
+/// The certainty that no agent runs with these settings, until it is dropped.
+pub(crate) fn alone(settings: &Settings, hand_over: &HandOver) -> Result<impl Drop + use<>> {
+    struct Alone(Option<File>, Option<admin::Server>);
+    impl Drop for Alone {
+        fn drop(&mut self) {
+            drop((self.0.take(), self.1.take()));
         }
-        if changes.is_empty() {
-            log::debug!("{}: as it should be", self.device.interface());
-        }
-        Ok(())
     }
-
-    async fn watch(&mut self, events: &Events, notify: &Notify) -> Result<()> {
-        let on = |kind| signal(kind).map_err(|source| failed("wait for signals", source));
-        let (mut terminate, mut interrupt) =
-            (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
-        let mut tick =
-            interval(watchdog_interval().map_or(TICK, |watchdog| TICK.min(watchdog / 2)));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tick.tick().await; // the first is due at once, and its work is done
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = tick.tick() => {}
-                changed = self.changed(events) => changed?,
-            }
-            self.repair(notify)?;
-            notify.alive()?;
-        }
-        log::info!("stopping; {} stays up", self.device.interface());
-        notify.stopping()
-    }
-
-    /// Goes on whatever happens: with the device gone, this process has the only copy of the key.
-    fn repair(&mut self, notify: &Notify) -> Result<()> {
-        let trouble = self.reconcile().err().map(|error| error.to_string());
-        if trouble != self.trouble {
-            match &trouble {
-                Some(trouble) => log::error!("{trouble}; trying again"),
-                None => log::info!("{}", self.summary()),
-            }
-            notify.status(trouble.as_ref().unwrap_or(&self.summary()))?;
-            self.trouble = trouble;
-        }
-        Ok(())
-    }
-
-    /// Waits until something about the device has changed, and then until it is quiet.
-    async fn changed(&self, events: &Events) -> Result<()> {
-        let listening = |source| failed("listen to netlink events", source);
-        events.next(self.device.watched()).await.map_err(listening)?;
-        sleep(SETTLE).await;
-        events.skip(self.device.watched()).map_err(listening)
-    }
-
-    fn summary(&self) -> String {
-        let address =
-            self.desired.address.map_or_else(String::new, |address| format!("{address}, "));
-        format!("{} is up: {address}port {}", self.device.interface(), self.desired.port)
-    }
+    let lock = lock(settings, hand_over)?;
+    let socket = match settings.key {
+        KeyFrom::HandOver { .. } => None,
+        KeyFrom::File(_) => match admin::Server::bind(&settings.socket) {
+            Err(Error::SocketTaken { .. }) => return Err(Error::AgentRunning),
+            bound => Some(bound?),
+        },
+    };
+    Ok(Alone(lock, socket))
 }
 
 fn failed(action: &str, source: io::Error) -> Error {
