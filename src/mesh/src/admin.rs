@@ -15,7 +15,7 @@ mod tests;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-pub use client::{node_info, view};
+pub use client::{fetch_view, node_info, view};
 pub use message::{NodeInfo, Peer};
 pub use server::Server;
 

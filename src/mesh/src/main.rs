@@ -15,7 +15,7 @@ use latchkey_mesh::error::{EXIT_REGISTRY, Error, Result};
 use latchkey_mesh::handover::{self, HandOver};
 use latchkey_mesh::registry::nats::{self, BucketOptions, BucketState};
 use latchkey_mesh::settings::{Settings, from_cloud_config};
-use latchkey_mesh::status::Status;
+use latchkey_mesh::status::{self, Detail, Form, Status};
 use latchkey_mesh::{admin, ikto, info, leave};
 use nix::sys::stat::fstat;
 
@@ -48,8 +48,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             return show_boot(&BootReport::read(&hand_over)?, *json);
         }
         Verb::Status(status) => {
-            let mesh = mesh(&arguments.cloud_config)?;
-            return show_status(&Status::read(&mesh, &hand_over)?, status.json);
+            return show_status(status, &arguments.cloud_config, &hand_over);
         }
         Verb::Leave { source } => log::info!("{}", leave::run(&settings(source)?, &hand_over)?),
         Verb::Registry(RegistryVerb::Create { source, replicas }) => {
@@ -102,9 +101,7 @@ fn run_agent(
 
 fn create_bucket(settings: &Settings, replicas: u8) -> Result<ExitCode> {
     let registry = settings.registry.as_ref().ok_or(Error::NoRegistry)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime
-        .map_err(|source| Error::Kernel { action: "start the event loop".into(), source })?;
+    let runtime = event_loop()?;
     let bucket = &registry.bucket;
     match runtime.block_on(nats::create_bucket(registry, BucketOptions { replicas }))? {
         BucketState::Created => log::info!("bucket {bucket} is created, replicas: {replicas}"),
@@ -132,9 +129,39 @@ fn take_down(settings: &Settings, hand_over: &HandOver) -> Result<()> {
     Ok(())
 }
 
-fn show_status(status: &Status, json: bool) -> Result<ExitCode> {
-    let text =
-        if json { format!("{}\n", status.to_json()?) } else { status.to_text(SystemTime::now()) };
+fn show_status(
+    arguments: &cli::Status,
+    cloud_config: &[PathBuf],
+    hand_over: &HandOver,
+) -> Result<ExitCode> {
+    let settings = match settings(arguments.source.config.as_deref(), cloud_config) {
+        Err(Error::NotConfigured) => None, // an agent with an ikto.json may run, whose socket says all
+        settings => Some(settings?),
+    };
+    let configured = settings.as_ref().map(|settings| settings.socket.clone());
+    let socket = arguments.socket.clone().or(configured).unwrap_or_else(admin::default_socket);
+    let read = async || {
+        let view = admin::fetch_view(&socket).await;
+        match Status::read(settings.as_ref(), view, hand_over) {
+            Err(Error::NoAgent { .. }) if arguments.socket.is_none() => Err(Error::NotConfigured),
+            status => status,
+        }
+    };
+    let form = match (arguments.json, arguments.verbose) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Text(Detail::Full),
+        (false, false) => Form::Text(Detail::Brief),
+    };
+    let runtime = event_loop()?;
+    if arguments.watch {
+        runtime.block_on(status::watch(read, form))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status = runtime.block_on(read())?;
+    let text = match form {
+        Form::Json => format!("{}\n", status.to_json()?),
+        Form::Text(detail) => status.to_text(detail, SystemTime::now()),
+    };
     show(&text, status.is_up())
 }
 
@@ -154,6 +181,11 @@ fn print(text: &str) -> Result<ExitCode> {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+fn event_loop() -> Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|source| Error::Kernel { action: "start the event loop".into(), source })
 }
 
 /// No mesh wanted, or a boot that rightly has no identity, is no failure of the service. All else

@@ -1,18 +1,35 @@
-//! `latchkey status`: the node as it is, for a person in the style of `wg show`, or as JSON. Never
-//! a private key.
+//! `latchkey status`: the node, its registry and its peers, as the device has them and as the agent knows them. For a person or as
+//! JSON; never a private key.
+//!
+//! The device tells who is heard of, the agent what they are called and where the registry is. Each may be missing: without an
+//! agent the device is shown alone, and that it is so.
+
+#[cfg(test)]
+mod tests;
+mod text;
+mod watch;
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
-use std::time::{Duration, SystemTime};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
-use latchkey_config::Mesh;
+use latchkey_wire::member::Cidr;
 use latchkey_wire::timeline::{Mode, Outcome};
 use serde::Serialize;
 
-use crate::device::{Device, Peer};
+use crate::device::{Backend, Device, Peer};
 use crate::error::Result;
 use crate::handover::{HandOver, State};
 use crate::key::PublicKey;
+use crate::settings::{KeyFrom, Settings};
+use crate::view::{Counters, MemberView, Node, Problem, RegistryView, View};
+
+pub use text::Detail;
+pub(crate) use text::describe;
+#[cfg(test)]
+use text::size;
+pub use watch::{Form, watch};
 
 /// The version of the JSON form. Fields may be added; what is there keeps its meaning.
 const VERSION: u32 = 1;
@@ -20,14 +37,21 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
     version: u32,
-    network: String,
+    /// None with an ikto.json.
+    network: Option<String>,
+    /// The mesh.
     prefix: String,
     interface: String,
     /// None if there is no such interface.
     device: Option<DeviceStatus>,
-    identity: IdentityStatus,
+    /// None if it is only known which socket to ask.
+    identity: Option<IdentityStatus>,
     /// None if Latchkey unlocked nothing in this boot.
     boot: Option<BootStatus>,
+    /// None if there is no agent to tell: then `agent_error` says why.
+    agent: Option<AgentStatus>,
+    agent_error: Option<String>,
+    /// By name and then by key; those without a record last.
     peers: Vec<PeerStatus>,
 }
 
@@ -38,14 +62,27 @@ struct DeviceStatus {
     listen_port: u16,
     mtu: u32,
     up: bool,
+    /// `kernel` or `userspace`.
+    backend: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 enum IdentityStatus {
     Waiting,
-    Taken { public_key: String, network: String, volume: String, taken_at_ms: u64 },
-    Missing { reason: String },
+    Taken {
+        public_key: String,
+        network: String,
+        volume: String,
+        taken_at_ms: u64,
+    },
+    Missing {
+        reason: String,
+    },
+    /// `private_key_path` of an ikto.json.
+    File {
+        path: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,10 +93,21 @@ struct BootStatus {
     reason: Option<String>,
 }
 
+/// [`View`], but for its members, who are among the peers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct AgentStatus {
+    node: Node,
+    registry: Option<RegistryView>,
+    problems: Vec<Problem>,
+    counters: Counters,
+}
+
+/// A peer of the device, a member that the agent knows, or both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct PeerStatus {
     public_key: String,
     endpoint: Option<String>,
+    /// As on the device.
     allowed_ips: Vec<String>,
     /// Seconds since 1970.
     latest_handshake: Option<u64>,
@@ -67,34 +115,90 @@ struct PeerStatus {
     sent_bytes: u64,
     /// Seconds; 0 is off.
     persistent_keepalive: u16,
+    on_device: bool,
+    /// Whether it is reached elsewhere than where its record says. None if there is no telling: no endpoint, no record, or a
+    /// name in it.
+    roamed: Option<bool>,
+    /// None if it has no record, or there is no agent to tell.
+    member: Option<MemberView>,
 }
 
 impl Status {
+    /// The node as `settings` have it, or, without them, as the agent says it is.
+    ///
     /// # Errors
-    /// [`crate::error::Error::NotPermitted`] without CAP_NET_ADMIN.
-    pub fn read(mesh: &Mesh, hand_over: &HandOver) -> Result<Self> {
-        let snapshot = Device::open(&mesh.interface)?.read()?;
-        let (device, peers) = snapshot
-            .map_or((None, BTreeMap::new()), |snapshot| (Some(snapshot.actual), snapshot.peers));
+    /// [`crate::error::Error::NotPermitted`] without CAP_NET_ADMIN; without settings, why the agent cannot be asked.
+    pub fn read(
+        settings: Option<&Settings>,
+        view: Result<View>,
+        hand_over: &HandOver,
+    ) -> Result<Self> {
+        let (view, agent_error) = match view {
+            Ok(view) => (Some(view), None),
+            Err(error) if settings.is_none() => return Err(error),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let interface = match (&view, settings) {
+            (Some(view), _) if !view.node.interface.is_empty() => view.node.interface.clone(),
+            (_, Some(settings)) => settings.interface.clone(),
+            (_, None) => String::new(),
+        };
+        let prefix = match (settings, &view) {
+            (Some(settings), _) => settings.mesh.to_string(),
+            (None, Some(view)) => view.node.mesh.clone(),
+            (None, None) => String::new(),
+        };
+        let (network, identity) = match settings.map(|settings| &settings.key) {
+            None => (None, None),
+            Some(KeyFrom::File(path)) => (None, Some(IdentityStatus::File { path: path.clone() })),
+            Some(KeyFrom::HandOver { network }) => {
+                (Some(network.clone()), Some(hand_over.state()?.into()))
+            }
+        };
+        let mut opened = Device::open(&interface)?;
+        let (device, on_device) = match opened.read()? {
+            None => (None, BTreeMap::new()),
+            Some(snapshot) => {
+                let actual = snapshot.actual;
+                let device = DeviceStatus {
+                    public_key: actual.public_key.map(|key| key.to_string()),
+                    addresses: actual.addresses.iter().map(ToString::to_string).collect(),
+                    listen_port: actual.port,
+                    mtu: actual.mtu,
+                    up: actual.up,
+                    backend: match opened.backend() {
+                        Backend::Kernel => "kernel",
+                        Backend::Userspace => "userspace",
+                    },
+                };
+                (Some(device), snapshot.peers)
+            }
+        };
+        let boot = match identity {
+            Some(IdentityStatus::File { .. }) | None => None,
+            Some(_) => hand_over.timeline()?,
+        };
+        let boot = boot.map(|timeline| BootStatus {
+            outcome: timeline.outcome,
+            mode: timeline.mode,
+            reason: timeline.reason,
+        });
+        let (members, agent) = view.map_or((Vec::new(), None), |view| {
+            let View { node, registry, members, problems, counters, .. } = view;
+            (members, Some(AgentStatus { node, registry, problems, counters }))
+        });
+        let peers = merge(on_device, members);
         Ok(Self {
             version: VERSION,
-            network: mesh.network.clone(),
-            prefix: mesh.prefix.to_string(),
-            interface: mesh.interface.clone(),
-            device: device.map(|actual| DeviceStatus {
-                public_key: actual.public_key.map(|key| key.to_string()),
-                addresses: actual.addresses.iter().map(ToString::to_string).collect(),
-                listen_port: actual.port,
-                mtu: actual.mtu,
-                up: actual.up,
-            }),
-            identity: hand_over.state()?.into(),
-            boot: hand_over.timeline()?.map(|timeline| BootStatus {
-                outcome: timeline.outcome,
-                mode: timeline.mode,
-                reason: timeline.reason,
-            }),
-            peers: peers.into_iter().map(PeerStatus::from).collect(),
+            network,
+            prefix,
+            interface,
+            device,
+            identity,
+            boot,
+            agent,
+            agent_error,
+            peers,
         })
     }
 
@@ -108,73 +212,68 @@ impl Status {
     }
 
     /// The text form; `now` makes ages out of times.
-    pub fn to_text(&self, now: SystemTime) -> String {
-        let mut text = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write_text(&mut text, now);
-        text
-    }
-
-    fn write_text(&self, out: &mut String, now: SystemTime) -> fmt::Result {
-        writeln!(out, "interface: {}", self.interface)?;
-        writeln!(out, "  network: {}", self.network)?;
-        match &self.device {
-            None => writeln!(out, "  device: none")?,
-            Some(device) => device.write_text(out)?,
-        }
-        writeln!(out, "  identity: {}", self.identity)?;
-        if let Some(boot) = &self.boot {
-            writeln!(out, "  boot: {boot}")?;
-        }
-        if self.peers.is_empty() {
-            writeln!(out, "\npeers: none")?;
-        }
-        self.peers.iter().try_for_each(|peer| peer.write_text(out, now))
+    pub fn to_text(&self, detail: Detail, now: SystemTime) -> String {
+        text::render(self, detail, now)
     }
 }
 
-impl DeviceStatus {
-    fn write_text(&self, out: &mut String) -> fmt::Result {
-        if let Some(public_key) = &self.public_key {
-            writeln!(out, "  public key: {public_key}")?;
-            writeln!(out, "  private key: (hidden)")?;
-        }
-        for address in &self.addresses {
-            writeln!(out, "  address: {address}")?;
-        }
-        writeln!(out, "  listening port: {}", self.listen_port)?;
-        writeln!(out, "  mtu: {}", self.mtu)?;
-        writeln!(out, "  state: {}", if self.up { "up" } else { "down" })
+fn merge(on_device: BTreeMap<PublicKey, Peer>, members: Vec<MemberView>) -> Vec<PeerStatus> {
+    let mut peers: BTreeMap<String, PeerStatus> = on_device
+        .into_iter()
+        .map(|(key, peer)| (key.to_string(), PeerStatus::of_device(key.to_string(), peer)))
+        .collect();
+    for member in members {
+        let key = member.public_key.clone();
+        let peer = peers.entry(key.clone()).or_insert_with(|| PeerStatus::of_nothing(key));
+        peer.roamed = roamed(peer.endpoint.as_deref(), &member);
+        peer.member = Some(member);
     }
+    let mut peers: Vec<_> = peers.into_values().collect();
+    peers.sort_by(|one, other| one.order().cmp(&other.order()));
+    peers
+}
+
+fn roamed(endpoint: Option<&str>, member: &MemberView) -> Option<bool> {
+    let endpoint: SocketAddr = endpoint?.parse().ok()?;
+    let advertised: IpAddr = member.advertise_address.parse().ok()?;
+    Some(endpoint != SocketAddr::new(advertised, member.wg_port))
 }
 
 impl PeerStatus {
-    fn write_text(&self, out: &mut String, now: SystemTime) -> fmt::Result {
-        writeln!(out, "\npeer: {}", self.public_key)?;
-        if let Some(endpoint) = &self.endpoint {
-            writeln!(out, "  endpoint: {endpoint}")?;
+    fn of_nothing(public_key: String) -> Self {
+        Self {
+            public_key,
+            endpoint: None,
+            allowed_ips: Vec::new(),
+            latest_handshake: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+            persistent_keepalive: 0,
+            on_device: false,
+            roamed: None,
+            member: None,
         }
-        let allowed_ips =
-            if self.allowed_ips.is_empty() { "(none)".into() } else { self.allowed_ips.join(", ") };
-        writeln!(out, "  allowed ips: {allowed_ips}")?;
-        if let Some(seconds) = self.latest_handshake {
-            let age = now
-                .duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
-                .unwrap_or_default();
-            writeln!(out, "  latest handshake: {}", ago(age))?;
+    }
+
+    fn of_device(public_key: String, peer: Peer) -> Self {
+        let since_1970 = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
+        Self {
+            public_key,
+            endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
+            allowed_ips: peer.allowed_ips.iter().map(Cidr::to_string).collect(),
+            latest_handshake: peer.last_handshake.and_then(since_1970).map(|age| age.as_secs()),
+            received_bytes: peer.received_bytes,
+            sent_bytes: peer.sent_bytes,
+            persistent_keepalive: peer.persistent_keepalive,
+            on_device: true,
+            roamed: None,
+            member: None,
         }
-        if self.received_bytes + self.sent_bytes > 0 {
-            writeln!(
-                out,
-                "  transfer: {} received, {} sent",
-                size(self.received_bytes),
-                size(self.sent_bytes)
-            )?;
-        }
-        if self.persistent_keepalive > 0 {
-            writeln!(out, "  persistent keepalive: every {} seconds", self.persistent_keepalive)?;
-        }
-        Ok(())
+    }
+
+    fn order(&self) -> (bool, Option<&str>, &str) {
+        let name = self.member.as_ref().map(|member| member.name.as_str());
+        (self.member.is_none(), name, &self.public_key)
     }
 }
 
@@ -192,82 +291,3 @@ impl From<State> for IdentityStatus {
         }
     }
 }
-
-impl From<(PublicKey, Peer)> for PeerStatus {
-    fn from((public_key, peer): (PublicKey, Peer)) -> Self {
-        let since_1970 = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
-        Self {
-            public_key: public_key.to_string(),
-            endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
-            allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
-            latest_handshake: peer.last_handshake.and_then(since_1970).map(|age| age.as_secs()),
-            received_bytes: peer.received_bytes,
-            sent_bytes: peer.sent_bytes,
-            persistent_keepalive: peer.persistent_keepalive,
-        }
-    }
-}
-
-impl fmt::Display for IdentityStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Waiting => f.write_str("handed over, not yet taken by the service"),
-            Self::Taken { taken_at_ms, .. } => {
-                write!(
-                    f,
-                    "taken {}.{:03} s after the kernel started; no copy is left",
-                    taken_at_ms / 1000,
-                    taken_at_ms % 1000
-                )
-            }
-            Self::Missing { reason } => write!(f, "none: {reason}"),
-        }
-    }
-}
-
-impl fmt::Display for BootStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(describe(self.outcome, self.mode))?;
-        self.reason.as_ref().map_or(Ok(()), |reason| write!(f, " ({reason})"))
-    }
-}
-
-/// How an unlock ended, in a few words.
-pub(crate) fn describe(outcome: Outcome, mode: Mode) -> &'static str {
-    match (outcome, mode) {
-        (Outcome::Unlocked, Mode::Online) => "unlocked by the key server",
-        (Outcome::Unlocked, Mode::Offline) => "unlocked by the TPM",
-        (Outcome::Recovery, _) => "unlocked with the recovery passphrase",
-        (Outcome::Refused, _) => "refused by the key server",
-        (Outcome::Failed, _) => "not unlocked",
-    }
-}
-
-/// As wg(8) says it: `1 hour, 2 minutes, 3 seconds ago`.
-fn ago(age: Duration) -> String {
-    let seconds = age.as_secs();
-    let units = [
-        ("day", seconds / 86400),
-        ("hour", seconds / 3600 % 24),
-        ("minute", seconds / 60 % 60),
-        ("second", seconds % 60),
-    ];
-    let parts: Vec<_> = units
-        .into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(unit, count)| format!("{count} {unit}{}", if count == 1 { "" } else { "s" }))
-        .collect();
-    if parts.is_empty() { "now".into() } else { format!("{} ago", parts.join(", ")) }
-}
-
-/// As wg(8) says it: `1.21 KiB`.
-fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    UNITS.into_iter().find(|(_, shift)| bytes >> shift > 0).map_or_else(
-        || format!("{bytes} B"),
-        |(unit, shift)| format!("{:.2} {unit}", bytes as f64 / (1u64 << shift) as f64),
-    )
-}
-
-#[cfg(test)]
-mod tests;

@@ -33,32 +33,41 @@ const AUTHORITY: &str = "http://latchkey";
 /// # Errors
 /// [`Error::NoAgent`] if none listens there, [`Error::Agent`] if it does not answer as it should.
 pub fn node_info(socket: &Path) -> Result<NodeInfo> {
-    wait(socket, call(socket, NODE_INFO))
+    block_on(call(socket, NODE_INFO))
 }
 
 /// All that the agent at this socket knows; otherwise as [`node_info`].
 pub fn view(socket: &Path) -> Result<View> {
-    let response: ViewResponse = wait(socket, call(socket, VIEW))?;
-    serde_json::from_slice(&response.json).map_err(|error| not_understood(socket, &error))
+    block_on(fetch_view(socket))
 }
 
-fn not_understood(socket: &Path, error: &serde_json::Error) -> Error {
-    Error::Agent { path: socket.into(), reason: format!("its answer is not understood: {error}") }
-}
-
-fn wait<T>(socket: &Path, answer: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime
-        .map_err(|source| Error::Kernel { action: "start the event loop".into(), source })?;
-    runtime.block_on(async {
-        timeout(DEADLINE, answer).await.unwrap_or_else(|_| {
-            let reason = format!("no answer within {} s", DEADLINE.as_secs());
-            Err(Error::Agent { path: socket.into(), reason })
-        })
+/// The same for whoever has an event loop.
+pub async fn fetch_view(socket: &Path) -> Result<View> {
+    let response: ViewResponse = call(socket, VIEW).await?;
+    serde_json::from_slice(&response.json).map_err(|error| Error::Agent {
+        path: socket.into(),
+        reason: format!("its answer is not understood: {error}"),
     })
 }
 
+fn block_on<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime
+        .map_err(|source| Error::Kernel { action: "start the event loop".into(), source })?
+        .block_on(answer)
+}
+
 pub(super) async fn call<M>(socket: &Path, method: &'static str) -> Result<M>
+where
+    M: prost::Message + Default + 'static,
+{
+    timeout(DEADLINE, ask(socket, method)).await.unwrap_or_else(|_| {
+        let reason = format!("no answer within {} s", DEADLINE.as_secs());
+        Err(Error::Agent { path: socket.into(), reason })
+    })
+}
+
+async fn ask<M>(socket: &Path, method: &'static str) -> Result<M>
 where
     M: prost::Message + Default + 'static,
 {
