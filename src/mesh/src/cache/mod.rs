@@ -124,15 +124,7 @@ fn entry(entry: BodyEntry) -> Option<Entry> {
 
 /// The bytes of a file.
 fn format(key: &PrivateKey, bucket: &str, cached: &Cached) -> Result<Vec<u8>> {
-    let mut entries: Vec<&Entry> = cached.entries.iter().collect();
-    if entries.len() > MAX_RECORDS {
-        log::warn!(
-            "{} records are too many for the cache: the oldest {MAX_RECORDS} are kept in it",
-            entries.len()
-        );
-        entries.sort_by_key(|entry| entry.revision);
-        entries.truncate(MAX_RECORDS);
-    }
+    let entries = bounded(&cached.entries);
     let body = Body {
         bucket: bucket.to_owned(),
         incarnation: cached.incarnation.clone(),
@@ -150,6 +142,33 @@ fn format(key: &PrivateKey, bucket: &str, cached: &Cached) -> Result<Vec<u8>> {
     body.push(b'\n');
     let signature = STANDARD.encode(sign(MAGIC, &body, key.as_bytes()));
     Ok([MAGIC.as_bytes(), b"\n", signature.as_bytes(), b"\n", &body].concat())
+}
+
+/// All of them, in their order; of too many the oldest.
+fn bounded(all: &[Entry]) -> Vec<&Entry> {
+    /// What a record has around key and value.
+    const AROUND: usize = 64;
+    const REST: usize = 4096;
+    let length = |entry: &Entry| 6 * entry.key.len() + entry.value.len().div_ceil(3) * 4 + AROUND;
+    let mut entries: Vec<&Entry> = all.iter().collect();
+    let whole: usize = entries.iter().map(|entry| length(entry)).sum();
+    if entries.len() <= MAX_RECORDS && whole <= MAX_FILE - REST {
+        return entries;
+    }
+    entries.sort_by_key(|entry| entry.revision);
+    let mut room = MAX_FILE - REST;
+    let fits = entries.iter().take(MAX_RECORDS).take_while(|entry| {
+        let left = room.checked_sub(length(entry));
+        room = left.unwrap_or(0);
+        left.is_some()
+    });
+    let kept = fits.count();
+    log::warn!(
+        "{} records are too many for the cache: the oldest {kept} are kept in it",
+        all.len()
+    );
+    entries.truncate(kept);
+    entries
 }
 
 #[cfg(test)]

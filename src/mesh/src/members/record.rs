@@ -222,6 +222,3 @@ fn is_dns_name(name: &str) -> bool {
         && name.split('.').all(label)
         && name.rsplit('.').next().is_some_and(|last| !number(last))
 }
-
-#[cfg(test)]
-mod tests;
