@@ -282,3 +282,9 @@ impl fmt::Display for Why {
         })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod memory;
+
+#[cfg(test)]
+mod tests;

@@ -82,7 +82,8 @@ impl Inputs {
             event = registry => event,
             Some(news) = self.incoming.recv() => return Ok(Input::News(news)),
             changed = self.events.next(watched) => {
-                changed.map_err(listening)?;
+                // One look will do for all that came with it.
+                changed.and_then(|()| self.events.skip(watched)).map_err(listening)?;
                 return Ok(Input::Device);
             }
             () = sleep_until(wake.into()) => return Ok(Input::Time),
@@ -107,11 +108,6 @@ impl Inputs {
             }
             sleep(GAP).await;
         }
-    }
-
-    /// What the agent itself has just done to the device is no news.
-    pub(super) fn skip(&self, watched: Watched<'_>) -> Result<()> {
-        self.events.skip(watched).map_err(listening)
     }
 }
 

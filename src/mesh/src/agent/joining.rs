@@ -269,6 +269,14 @@ impl Joining {
                 self.refuse("it is not known yet where others are to reach this node".into());
                 Ok(Next::Wait(grace))
             }
+            Step::Delete { key, .. } if self.deleted.contains(&key) => {
+                log::warn!(
+                    "registry: {key} is there again, though this node has deleted it; does another node have the same key? It \
+                     stays"
+                );
+                self.undeletable.insert(key);
+                self.next(now)
+            }
             step @ (Step::Write { .. } | Step::Delete { .. }) => {
                 if let Step::Write { own, expected: Expected::Revision(_), .. } = &step {
                     // The range is this node's, whatever else the record says.
@@ -565,3 +573,6 @@ impl Joining {
 fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     one.into_iter().chain(other).min()
 }
+
+#[cfg(test)]
+mod tests;

@@ -221,7 +221,6 @@ impl Agent {
         loop {
             let now = Instant::now();
             self.turn(now)?;
-            inputs.skip(self.plane.watched())?;
             match inputs.next(self.plane.watched(), self.due.next(now)).await? {
                 Input::Registry(events) => {
                     events.into_iter().for_each(|event| self.hear(event));
