@@ -154,7 +154,7 @@ impl Read for Bounded<'_> {
     }
 }
 
-/// Starts wireguard-go for `interface` and returns once it listens. It puts itself into the
+/// Starts wireguard-go for `interface` and returns once it answers. It puts itself into the
 /// background as soon as its link and its socket are there.
 ///
 /// # Errors
@@ -169,18 +169,19 @@ pub(crate) fn start(interface: &str) -> Result<(), String> {
             Err(complaint) => return Err(complaint.to_string()),
         }
     }
-    loop {
-        match Socket::find(interface) {
-            Ok(Some(_)) => return Ok(()),
-            _ if Instant::now() < deadline => sleep(POLL),
-            _ => {
-                return Err(format!(
-                    "{PROGRAM} was started, but does not listen on {interface}.sock in {}",
-                    DIRECTORIES.join(" or ")
-                ));
-            }
+    // The first program has made link and socket; the one in the background, which it has started,
+    // sets the link's MTU once more before it answers.
+    while Instant::now() < deadline {
+        let answers = |socket: Socket| socket.get().is_ok();
+        if Socket::find(interface).is_ok_and(|socket| socket.is_some_and(answers)) {
+            return Ok(());
         }
+        sleep(POLL);
     }
+    Err(format!(
+        "{PROGRAM} was started, but does not answer on {interface}.sock in {}",
+        DIRECTORIES.join(" or ")
+    ))
 }
 
 /// What became of a start.

@@ -1,7 +1,7 @@
 //! What has to change on a device's peers (wg(8), "cryptokey routing"): per peer the least that
 //! makes it right, and never a peer that is removed and made again, which would cost its session.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -78,13 +78,14 @@ pub(super) fn plan(
     memory: &Memory,
     now: SystemTime,
 ) {
-    let owners = owners(desired);
-    for (key, wanted) in wanted_peers(desired) {
-        let change = match actual.get(key) {
-            None => Some(added(*key, wanted, &owners)),
+    let different = different(desired, actual);
+    let owners = owners(desired, &different);
+    for Different { key, wanted, actual } in different {
+        let change = match actual {
+            None => Some(added(key, wanted, &owners)),
             Some(peer) => {
-                let endpoint = endpoint(wanted, peer, memory.0.get(key).copied(), now);
-                changed(*key, wanted, peer, endpoint, &owners)
+                let endpoint = endpoint(wanted, peer, memory.0.get(&key).copied(), now);
+                changed(key, wanted, peer, endpoint, &owners)
             }
         };
         changes.extend(change.map(Change::SetPeer));
@@ -94,9 +95,18 @@ pub(super) fn plan(
     changes.extend(foreign.copied().map(Change::RemovePeer));
 }
 
-/// What the peers have once all changes were applied, as far as it does not follow from what the
-/// device does by itself.
+/// What the peers have once all `changes`, the whole plan, were applied.
 pub(super) fn settle(peers: &mut BTreeMap<PublicKey, Peer>, desired: &Desired, changes: &[Change]) {
+    // Who is to have other allowed IPs, or to lose some to another.
+    let different = different(desired, peers);
+    let owners = owners(desired, &different);
+    let allowed_ips: Vec<_> = different
+        .iter()
+        .map(|Different { key, wanted, .. }| (*key, owned(*key, wanted, &owners).collect()))
+        .collect();
+    for (key, allowed_ips) in allowed_ips {
+        peers.entry(key).or_default().allowed_ips = allowed_ips;
+    }
     for change in changes {
         match change {
             Change::SetPeer(change) => {
@@ -108,14 +118,29 @@ pub(super) fn settle(peers: &mut BTreeMap<PublicKey, Peer>, desired: &Desired, c
             _ => {}
         }
     }
-    let owners = owners(desired);
-    for (key, wanted) in wanted_peers(desired) {
-        if let Some(peer) = peers.get_mut(key)
-            && !owned(*key, wanted, &owners).eq(peer.allowed_ips.iter().copied())
-        {
-            peer.allowed_ips = owned(*key, wanted, &owners).collect();
-        }
-    }
+}
+
+/// A peer that is missing, or not as its record says. Nothing need be wrong with it: it may have
+/// roamed.
+struct Different<'a> {
+    key: PublicKey,
+    wanted: &'a DesiredPeer,
+    actual: Option<&'a Peer>,
+}
+
+fn different<'a>(
+    desired: &'a Desired,
+    actual: &'a BTreeMap<PublicKey, Peer>,
+) -> Vec<Different<'a>> {
+    let is_as_wanted = |wanted: &DesiredPeer, peer: &Peer| {
+        wanted.allowed_ips == peer.allowed_ips
+            && wanted.keepalive == peer.persistent_keepalive
+            && (wanted.endpoint.is_none() || wanted.endpoint == peer.endpoint)
+    };
+    wanted_peers(desired)
+        .map(|(key, wanted)| Different { key: *key, wanted, actual: actual.get(key) })
+        .filter(|peer| !peer.actual.is_some_and(|actual| is_as_wanted(peer.wanted, actual)))
+        .collect()
 }
 
 /// Without ourselves: the kernel passes over a peer with the device's own key.
@@ -123,26 +148,38 @@ fn wanted_peers(desired: &Desired) -> impl Iterator<Item = (&PublicKey, &Desired
     desired.peers.iter().filter(|(key, _)| **key != desired.public_key)
 }
 
-/// An allowed IP belongs to one peer; the device gives it to whom it was assigned last. So that one
-/// plan has one outcome, only one peer is assigned it.
-fn owners(desired: &Desired) -> HashMap<Cidr, PublicKey> {
+/// To whom the allowed IPs belong that `different` peers have or want. Each belongs to one peer,
+/// and the device gives it to whom it was assigned last. So that one plan has one outcome, only one
+/// peer is assigned it.
+fn owners(desired: &Desired, different: &[Different<'_>]) -> HashMap<Cidr, PublicKey> {
+    let in_question: HashSet<Cidr> = different
+        .iter()
+        .flat_map(|peer| {
+            let wanted = peer.wanted.allowed_ips.iter().map(Cidr::masked);
+            wanted.chain(peer.actual.iter().flat_map(|peer| &peer.allowed_ips).copied())
+        })
+        .collect();
     let mut owners = HashMap::new();
+    if in_question.is_empty() {
+        return owners;
+    }
     for (key, peer) in wanted_peers(desired) {
-        for ip in &peer.allowed_ips {
-            owners.entry(ip.masked()).or_insert(*key);
+        for ip in peer.allowed_ips.iter().map(Cidr::masked) {
+            if in_question.contains(&ip) {
+                owners.entry(ip).or_insert(*key);
+            }
         }
     }
     owners
 }
 
-/// Those of the allowed IPs that are the peer's, masked and in order.
+/// Those of the allowed IPs that are the peer's, masked.
 fn owned(
     key: PublicKey,
     wanted: &DesiredPeer,
     owners: &HashMap<Cidr, PublicKey>,
 ) -> impl Iterator<Item = Cidr> {
-    let masked: BTreeSet<Cidr> = wanted.allowed_ips.iter().map(Cidr::masked).collect();
-    masked.into_iter().filter(move |ip| owners.get(ip) == Some(&key))
+    wanted.allowed_ips.iter().map(Cidr::masked).filter(move |ip| owners.get(ip) == Some(&key))
 }
 
 fn added(key: PublicKey, wanted: &DesiredPeer, owners: &HashMap<Cidr, PublicKey>) -> PeerChange {
@@ -166,8 +203,7 @@ fn changed(
     let mut allowed_ips: BTreeSet<Cidr> = owned(key, wanted, owners).collect();
     // What another peer is assigned in this round goes by itself. Only the rest has to be swept
     // away, and that means to name all that stays.
-    let gone = |ip: &&Cidr| !owners.contains_key(ip);
-    let replace_allowed_ips = peer.allowed_ips.iter().any(|ip| gone(&ip));
+    let replace_allowed_ips = peer.allowed_ips.iter().any(|ip| !owners.contains_key(ip));
     if !replace_allowed_ips {
         allowed_ips.retain(|ip| !peer.allowed_ips.contains(ip));
     }
@@ -240,3 +276,6 @@ impl fmt::Display for PeerChange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
