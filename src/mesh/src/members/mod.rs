@@ -62,6 +62,15 @@ pub struct Members {
     peers: BTreeMap<PublicKey, MemberPeer>,
 }
 
+/// In this order records are looked at, each seeing only those before it. A revision is one of all keys; where a registry
+/// is not that good, the key decides.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    unsigned: bool,
+    revision: u64,
+    key: Arc<str>,
+}
+
 impl Members {
     pub fn new(rules: Rules) -> Self {
         Self {
@@ -101,7 +110,7 @@ impl Members {
         }
         let keys: Vec<Arc<str>> = self.records.keys().cloned().collect();
         keys.iter().for_each(|key| self.enter(key));
-        self.settle(keys.into_iter().collect());
+        self.settle(keys.iter().filter_map(|key| self.turn(key)).collect());
         self.gather(self.nodes.keys().copied().collect());
         self.peers != before
     }
@@ -178,7 +187,7 @@ impl Members {
     /// The others as they are shown, by name and then by key.
     pub fn views(&self) -> Vec<MemberView> {
         let mut views: Vec<MemberView> =
-            self.peers.iter().map(|(node, peer)| peer.view(self.ranges_of(*node))).collect();
+            self.peers.iter().map(|(node, peer)| peer.view(&self.ranges_of(*node))).collect();
         views.sort_by(|a, b| (&a.name, &a.public_key).cmp(&(&b.name, &b.public_key)));
         views
     }
@@ -197,30 +206,22 @@ impl Members {
 
     /// Puts one record in the place of another, and settles what either is in the way of.
     fn exchange(&mut self, key: Arc<str>, record: Option<Record>) -> bool {
-        let mut touched = BTreeSet::from([Arc::clone(&key)]);
         let mut nodes = BTreeSet::new();
-        let mut ranges = Vec::new();
-        if let Some(before) = self.records.get(&key) {
-            nodes.extend(before.public_key());
-            ranges.extend(before.valid().map(|facts| facts.range));
-        }
-        // The widest prefix around the old one holds all that it was in the way of, also once it is gone.
-        let mut widest: Vec<Cidr> = ranges.iter().map(|range| self.ranges.widest(range)).collect();
+        let mut unsettled = BTreeSet::new();
+        nodes.extend(self.records.get(&key).and_then(Record::public_key));
+        unsettled.extend(self.after(&key));
         self.leave(&key);
         match record {
             Some(record) => {
                 nodes.extend(record.public_key());
-                let range = record.valid().map(|facts| facts.range);
                 self.records.insert(Arc::clone(&key), record);
                 self.enter(&key);
-                widest.extend(range.map(|range| self.ranges.widest(&range)));
+                unsettled.extend(self.after(&key));
+                unsettled.extend(self.turn(&key));
             }
             None => drop(self.records.remove(&key)),
         }
-        for range in widest {
-            touched.extend(self.ranges.within(&range).flat_map(|(_, keys)| keys).cloned());
-        }
-        nodes.extend(self.settle(touched));
+        nodes.extend(self.settle(unsettled));
         self.gather(nodes)
     }
 
@@ -253,42 +254,58 @@ impl Members {
         }
     }
 
-    /// Which of the records under `keys` count, where nothing outside of `keys` is in the way of any of them. The nodes for
-    /// which that is another answer than before.
-    fn settle(&mut self, keys: BTreeSet<Arc<str>>) -> BTreeSet<PublicKey> {
-        let prefer = self.rules.signatures == SignaturePolicy::Prefer;
-        let mut order: Vec<(bool, u64, Arc<str>)> = keys
-            .into_iter()
-            .filter_map(|key| {
-                let record = self.records.get(&key)?;
-                let facts = record.valid()?;
-                Some((prefer && !facts.signed, record.revision(), key))
-            })
-            .collect();
-        order.sort_unstable();
-        let mut counting: Ranges<Holder> = Ranges::default();
+    /// When it is a record's turn; none if it is not valid.
+    fn turn(&self, key: &Arc<str>) -> Option<Turn> {
+        let record = self.records.get(key)?;
+        let facts = record.valid()?;
+        let unsigned = self.rules.signatures == SignaturePolicy::Prefer && !facts.signed;
+        Some(Turn { unsigned, revision: record.revision(), key: Arc::clone(key) })
+    }
+
+    /// The records that overlap this one and whose turn is after its own: those that it is in the way of if it counts.
+    fn after(&self, key: &Arc<str>) -> Vec<Turn> {
+        let (Some(turn), Some(facts)) =
+            (self.turn(key), self.records.get(key).and_then(Record::valid))
+        else {
+            return Vec::new();
+        };
+        let overlapping = self.overlapping(&facts.range).filter_map(|(_, key)| self.turn(key));
+        overlapping.filter(|other| *other > turn).collect()
+    }
+
+    fn overlapping(&self, range: &Cidr) -> impl Iterator<Item = (Cidr, &Arc<str>)> {
+        let ranges = self.ranges.covering(range).chain(self.ranges.within(range));
+        ranges.flat_map(|(range, keys)| keys.iter().map(move |key| (range, key)))
+    }
+
+    /// Who is in the way of a valid record: of another node, before it, and counting.
+    fn in_the_way(&self, turn: &Turn) -> Option<(Cidr, Holder)> {
+        let record = self.records.get(&turn.key)?;
+        let (range, node) = (record.valid()?.range, record.public_key()?);
+        self.overlapping(&range).find_map(|(range, key)| {
+            let other = self.records.get(key)?;
+            let public_key = other.public_key().filter(|other| *other != node)?;
+            other.counting()?;
+            self.turn(key).filter(|other| other < turn)?;
+            let holder = Holder { key: key.to_string(), public_key, revision: other.revision() };
+            Some((range, holder))
+        })
+    }
+
+    /// Decides in their turn who counts, of these and of those for whom that makes a difference. The nodes for which it
+    /// made one.
+    fn settle(&mut self, mut unsettled: BTreeSet<Turn>) -> BTreeSet<PublicKey> {
         let mut nodes = BTreeSet::new();
-        for (_, revision, key) in order {
-            let Some(record) = self.records.get_mut(&key) else { continue };
-            let (Some(range), Some(node)) =
-                (record.valid().map(|facts| facts.range), record.public_key())
-            else {
-                continue;
-            };
-            let in_the_way = counting
-                .covering(&range)
-                .chain(counting.within(&range))
-                .find(|(_, holder)| holder.public_key != node)
-                .map(|(range, holder)| (range, holder.clone()));
-            if in_the_way.is_none() && counting.get(&range).is_none() {
-                let holder = Holder { key: key.to_string(), public_key: node, revision };
-                counting.insert(range, holder);
-            }
-            if record.stand(match in_the_way {
+        while let Some(turn) = unsettled.pop_first() {
+            let standing = match self.in_the_way(&turn) {
                 None => Standing::Counts,
                 Some((range, holder)) => Standing::Behind { range, holder },
-            }) {
-                nodes.insert(node);
+            };
+            let Some(record) = self.records.get_mut(&turn.key) else { continue };
+            let changed = record.stand(standing);
+            if changed {
+                nodes.extend(record.public_key());
+                unsettled.extend(self.after(&turn.key));
             }
         }
         nodes

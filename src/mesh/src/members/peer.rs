@@ -61,7 +61,7 @@ impl MemberPeer {
     }
 
     /// As it is shown, with its prefixes as they were written.
-    pub(super) fn view(&self, allowed_ips: BTreeSet<Cidr>) -> MemberView {
+    pub(super) fn view(&self, allowed_ips: &BTreeSet<Cidr>) -> MemberView {
         MemberView {
             name: self.name.clone(),
             public_key: self.public_key.to_string(),

@@ -71,11 +71,6 @@ impl<T> Ranges<T> {
             .map(|(inner, value)| (*inner, value))
             .take_while(move |(inner, _)| range.covers(inner))
     }
-
-    /// The widest that `range` lies in; itself if there is none.
-    pub(super) fn widest(&self, range: &Cidr) -> Cidr {
-        self.covering(range).next().map_or(*range, |(widest, _)| widest)
-    }
 }
 
 fn kind(range: &Cidr) -> (bool, u8) {
