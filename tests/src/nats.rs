@@ -24,9 +24,13 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -57,6 +61,8 @@ pub struct NatsServer {
     listen: SocketAddr,
     /// Further lines of its configuration.
     configuration: String,
+    /// All of its configuration, in the place of ours.
+    whole: Option<String>,
     tls: bool,
     server: Option<(Running, Transcript)>,
     starts: u32,
@@ -79,6 +85,7 @@ impl NatsServer {
             work,
             listen: free_port()?,
             configuration: String::new(),
+            whole: None,
             tls: false,
             server: None,
             starts: 0,
@@ -97,6 +104,12 @@ impl NatsServer {
     pub fn configure(mut self, lines: &str) -> Self {
         self.reconfigure(lines);
         self
+    }
+
+    /// This and nothing else is its configuration: an operator's. What it says of addresses and folders must be
+    /// [`NatsServer::address`] and below [`NatsServer::file`].
+    pub fn configure_wholly(&mut self, configuration: &str) {
+        self.whole = Some(configuration.to_owned());
     }
 
     /// The same for a server that runs.
@@ -172,6 +185,10 @@ impl NatsServer {
 
     fn write_configuration(&self) -> Result<PathBuf> {
         let path = self.work.file("nats.conf");
+        if let Some(whole) = &self.whole {
+            write(&path, whole)?;
+            return Ok(path);
+        }
         write(
             &path,
             format!(
@@ -267,6 +284,7 @@ impl NatsServer {
 #[derive(Debug)]
 pub struct NatsCluster {
     pub servers: Vec<NatsServer>,
+    routes: Vec<SocketAddr>,
 }
 
 impl NatsCluster {
@@ -283,7 +301,12 @@ impl NatsCluster {
                 all.join(", ")
             )))
         });
-        Ok(Self { servers: servers.collect::<Result<_>>()? })
+        Ok(Self { servers: servers.collect::<Result<_>>()?, routes })
+    }
+
+    /// Where each listens to the others.
+    pub fn routes(&self) -> &[SocketAddr] {
+        &self.routes
     }
 
     /// Starts all three and waits until they are one JetStream.
@@ -418,6 +441,15 @@ impl Client {
         self.publish(&format!("$KV.{bucket}.{key}"), "", value.as_ref())
     }
 
+    /// Writes the numbers from 1 to `times` to one key, as fast as the server takes them.
+    pub fn put_many(&mut self, bucket: &str, key: &str, times: u64) -> Result<()> {
+        for n in 1..times {
+            let value = n.to_string();
+            self.send(&format!("PUB $KV.{bucket}.{key} {}\r\n{value}\r\n", value.len()))?;
+        }
+        self.put(bucket, key, times.to_string()).map(drop)
+    }
+
     /// Writes the mark of a deleted key, as `nats kv del` does; the mark's revision.
     pub fn delete(&mut self, bucket: &str, key: &str) -> Result<u64> {
         self.publish(&format!("$KV.{bucket}.{key}"), "KV-Operation: DEL\r\n", b"")
@@ -518,6 +550,75 @@ impl Client {
             });
         }
         Ok(line.trim_end().to_owned())
+    }
+}
+
+/// A way to a server that can be broken: connections through it stay, and nothing passes.
+#[derive(Debug)]
+pub struct Way {
+    address: SocketAddr,
+    broken: Arc<AtomicBool>,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Way {
+    /// A port of the loopback that leads to `server`. Its threads end with the test program.
+    pub fn to(server: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).doing(|| "listen".into())?;
+        let address = listener.local_addr().doing(|| "find a free port".into())?;
+        let (broken, accepted) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let (is_broken, count) = (broken.clone(), accepted.clone());
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(io::Result::ok) {
+                count.fetch_add(1, Ordering::SeqCst);
+                let is_broken = is_broken.clone();
+                thread::spawn(move || join(&client, server, &is_broken));
+            }
+        });
+        Ok(Self { address, broken, accepted })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on all that is sent is lost, either way; new connections are accepted, and lead nowhere.
+    pub fn break_off(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on new connections pass. What was sent over the old ones meanwhile is lost, so that they end.
+    pub fn mend(&self) {
+        self.broken.store(false, Ordering::SeqCst);
+    }
+
+    /// How many connections there were.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+fn join(client: &TcpStream, server: SocketAddr, broken: &Arc<AtomicBool>) -> io::Result<()> {
+    let server = TcpStream::connect(server)?;
+    let (from_client, to_server) = (client.try_clone()?, server.try_clone()?);
+    let is_broken = broken.clone();
+    thread::spawn(move || pass(from_client, to_server, &is_broken));
+    pass(server, client.try_clone()?, broken)
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, broken: &AtomicBool) -> io::Result<()> {
+    let mut buffer = [0; 16 << 10];
+    let mut lost = false;
+    loop {
+        let n = from.read(&mut buffer)?;
+        lost |= broken.load(Ordering::SeqCst);
+        if n == 0 || (lost && !broken.load(Ordering::SeqCst)) {
+            let _ = from.shutdown(Shutdown::Both);
+            return to.shutdown(Shutdown::Both);
+        }
+        if !lost {
+            to.write_all(buffer.get(..n).unwrap_or_default())?;
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use latchkey_mesh::registry::nats::{BucketOptions, BucketState, Nats, NatsWatch, create_bucket};
 use latchkey_mesh::registry::{Entry, Event, Expected, Registry, RegistryError, Watch};
 use latchkey_mesh::settings::{Login, Pem, RegistrySettings, Secret, Server, Tls};
-use latchkey_tests::nats::{self, Client, NatsCluster, NatsServer, Operator};
+use latchkey_tests::nats::{self, NatsCluster, NatsServer, Operator};
 use latchkey_tests::tls;
 use serde_json::json;
 use tokio::time::timeout;
@@ -26,11 +26,37 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ADMIN: nats::Login<'_> = nats::Login::Password("admin", "admin-password");
 const NOBODY: nats::Login<'_> = nats::Login::None;
 
+/// What the program would have logged, whichever test had it do so.
+static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Collect;
+
+impl log::Log for Collect {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LOGGED.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+fn collect_logs() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Collect).unwrap();
+        log::set_max_level(log::LevelFilter::Trace);
+    });
+}
+
 fn secret(text: &str) -> Secret {
     Secret(Zeroizing::new(text.to_owned()))
 }
 
 fn settings(address: SocketAddr, login: Login) -> RegistrySettings {
+    collect_logs();
     let server = Server { host: address.ip().to_string(), port: address.port(), tls: false };
     RegistrySettings { servers: vec![server], bucket: BUCKET.into(), login, tls: Tls::default() }
 }
@@ -109,7 +135,7 @@ fn entry(key: &str, value: &str, revision: u64) -> (String, Vec<u8>, u64) {
     (key.into(), value.as_bytes().to_vec(), revision)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_watch_begins_with_all_and_goes_on_with_what_changes() {
     let server = plain("watch");
     let mut admin = server.client(&NOBODY).unwrap();
@@ -144,7 +170,7 @@ async fn a_watch_begins_with_all_and_goes_on_with_what_changes() {
     assert!(registry.describe().ends_with(", bucket ikto-mesh"), "{}", registry.describe());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_empty_bucket_is_a_snapshot_at_once() {
     let server = plain("empty");
     let started = Instant::now();
@@ -154,7 +180,7 @@ async fn an_empty_bucket_is_a_snapshot_at_once() {
     println!("empty snapshot after {} ms", started.elapsed().as_millis());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_bucket_with_deleted_keys_only_is_an_empty_snapshot() {
     let server = plain("tombstones");
     let mut admin = server.client(&NOBODY).unwrap();
@@ -166,7 +192,7 @@ async fn a_bucket_with_deleted_keys_only_is_an_empty_snapshot() {
     assert_eq!(snapshot(&mut watch).await.1, []);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn writes_are_locked_optimistically() {
     let server = plain("locks");
     let registry = open(&server);
@@ -202,7 +228,7 @@ async fn writes_are_locked_optimistically() {
     assert_eq!(registry.put("peers.a", value("6"), Expected::Absent).await, Ok(6));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn one_of_many_that_want_a_key_gets_it() {
     let server = plain("race");
     let mut tasks = Vec::new();
@@ -225,7 +251,7 @@ async fn one_of_many_that_want_a_key_gets_it() {
     assert_eq!(won, 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn without_direct_reads_the_leader_is_asked() {
     let mut server = NatsServer::new("leader").unwrap();
     server.start().unwrap();
@@ -241,7 +267,7 @@ async fn without_direct_reads_the_leader_is_asked() {
     assert_eq!(registry.put("peers.a", "2".into(), Expected::Absent).await, Ok(3));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn least_permissions_suffice_and_more_is_refused_at_once() {
     let server = guarded("least");
     let mut admin = server.client(&ADMIN).unwrap();
@@ -270,10 +296,11 @@ async fn least_permissions_suffice_and_more_is_refused_at_once() {
     assert_eq!(registry.put("peers.own", "again".into(), Expected::Absent).await, Ok(4));
     // What the server had to refuse was what this test asked for, nothing else.
     let log = server.log().unwrap();
-    assert_eq!(log.count("Violation"), 2);
+    log.wait_for_nth("Publish Violation", 2, PATIENCE).unwrap();
+    assert_eq!(log.count("Violation"), 2, "{}", log.joined());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn who_may_not_read_the_bucket_is_told_so() {
     let mut server = NatsServer::new("refused").unwrap().configure(&format!(
         "accounts {{ MESH {{ jetstream: enabled, users: [\n{}\n{}\n] }} }}",
@@ -288,4 +315,739 @@ async fn who_may_not_read_the_bucket_is_told_so() {
     assert!(reason.contains("does not permit this node to look at bucket ikto-mesh"), "{reason}");
     assert!(reason.contains(r#"Publish to "$JS.API.STREAM.INFO.KV_ikto-mesh""#), "{reason}");
     assert!(reason.contains("docs/registry.md"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn after_a_power_cut_of_the_server_all_is_read_again() {
+    let mut server = plain("killed");
+    let mut admin = server.client(&NOBODY).unwrap();
+    admin.put(BUCKET, "peers.a", "1").unwrap();
+    let registry = open(&server);
+    let mut watch = registry.watch();
+    let (incarnation, entries) = snapshot(&mut watch).await;
+    assert_eq!(entries, [entry("peers.a", "1", 1)]);
+
+    server.kill();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains(&format!("nats://{}", server.address())), "{reason}");
+    let refused = away_for(&mut watch, "refuses the connection").await;
+    assert!(refused.contains("is nats-server running there?"), "{refused}");
+    let absent = registry.get("peers.a").await;
+    assert!(matches!(absent, Err(RegistryError::Away { .. })), "{absent:?}");
+    // Said once, while it is tried again and again.
+    assert!(timeout(Duration::from_secs(3), watch.next()).await.is_err());
+
+    server.start().unwrap();
+    assert_eq!(snapshot(&mut watch).await, (incarnation, vec![entry("peers.a", "1", 1)]));
+    // Live again.
+    assert_eq!(registry.put("peers.b", "2".into(), Expected::Absent).await, Ok(2));
+    assert!(matches!(next(&mut watch).await, Event::Put(put) if put.key == "peers.b"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_bucket_made_anew_on_an_empty_disk_is_another_incarnation() {
+    let mut server = plain("lost-disk");
+    let mut admin = server.client(&NOBODY).unwrap();
+    for n in 0..5 {
+        admin.put(BUCKET, &format!("peers.{n}"), "old").unwrap();
+    }
+    let registry = open(&server);
+    let mut watch = registry.watch();
+    let (before, entries) = snapshot(&mut watch).await;
+    assert_eq!(entries.len(), 5);
+
+    server.empty_store().unwrap();
+    server.start().unwrap();
+    let reason = away_for(&mut watch, "there is no bucket ikto-mesh").await;
+    assert!(reason.contains("latchkey registry create"), "{reason}");
+    let nowhere = registry.put("peers.x", "1".into(), Expected::Absent).await;
+    assert!(matches!(nowhere, Err(RegistryError::NoBucket { .. })), "{nowhere:?}");
+    let nowhere = registry.get("peers.x").await;
+    assert!(matches!(nowhere, Err(RegistryError::NoBucket { .. })), "{nowhere:?}");
+
+    let mut admin = server.client(&NOBODY).unwrap();
+    admin.create_bucket(BUCKET).unwrap();
+    admin.put(BUCKET, "peers.new", "new").unwrap();
+    // It may be read between the two.
+    let (after, mut entries) = snapshot(&mut watch).await;
+    if entries.is_empty() {
+        let Event::Put(put) = next(&mut watch).await else { panic!("no put") };
+        entries.push((put.key, put.value.to_vec(), put.revision));
+    }
+    assert_eq!(entries, [entry("peers.new", "new", 1)]);
+    assert_ne!(after, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_bucket_deleted_and_made_anew_under_a_watch_is_read_again() {
+    let server = plain("re-created");
+    let mut admin = server.client(&NOBODY).unwrap();
+    for n in 0..5 {
+        admin.put(BUCKET, &format!("peers.{n}"), "old").unwrap();
+    }
+    let mut watch = open(&server).watch();
+    let (before, _) = snapshot(&mut watch).await;
+    admin.delete_bucket(BUCKET).unwrap();
+    admin.create_bucket(BUCKET).unwrap();
+    admin.put(BUCKET, "peers.0", "new").unwrap();
+    let (after, entries) = snapshot(&mut watch).await;
+    assert_eq!(entries, [entry("peers.0", "new", 1)]);
+    assert_ne!(after, before);
+    admin.put(BUCKET, "peers.1", "new").unwrap();
+    assert!(matches!(next(&mut watch).await, Event::Put(put) if put.revision == 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_consumer_deleted_by_an_administrator_is_replaced() {
+    let server = plain("consumer");
+    let mut admin = server.client(&NOBODY).unwrap();
+    admin.put(BUCKET, "peers.a", "1").unwrap();
+    let mut watch = open(&server).watch();
+    let (before, _) = snapshot(&mut watch).await;
+    let consumers = admin.consumers(BUCKET).unwrap();
+    assert_eq!(consumers.len(), 1, "{consumers:?}");
+    assert!(consumers[0].starts_with("latchkey-"), "{consumers:?}");
+    admin.delete_consumer(BUCKET, &consumers[0]).unwrap();
+    admin.put(BUCKET, "peers.a", "2").unwrap();
+    // Without a word of absence: the registry was there all the time.
+    let Event::Snapshot { incarnation, entries } = next(&mut watch).await else { panic!() };
+    assert_eq!(incarnation, before);
+    assert_eq!((entries[0].value.as_ref(), entries[0].revision), (b"2".as_slice(), 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_server_that_is_alive_and_silent_is_away_until_it_speaks() {
+    let server = plain("paused");
+    server.client(&NOBODY).unwrap().put(BUCKET, "peers.a", "1").unwrap();
+    let registry = open(&server);
+    let mut watch = registry.watch();
+    snapshot(&mut watch).await;
+    server.pause().unwrap();
+    away_for(&mut watch, "has gone silent").await;
+    away_for(&mut watch, "does not answer").await;
+    server.resume().unwrap();
+    assert_eq!(snapshot(&mut watch).await.1, [entry("peers.a", "1", 1)]);
+    assert_eq!(registry.put("peers.b", "2".into(), Expected::Absent).await, Ok(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_happened_behind_a_broken_way_is_read_afterwards() {
+    let server = plain("partition");
+    let mut admin = server.client(&NOBODY).unwrap();
+    admin.put(BUCKET, "peers.a", "1").unwrap();
+    admin.put(BUCKET, "peers.b", "2").unwrap();
+    let way = nats::Way::to(server.address()).unwrap();
+    let registry = Nats::connect(settings(way.address(), Login::None)).unwrap();
+    let mut watch = registry.watch();
+    snapshot(&mut watch).await;
+
+    way.break_off();
+    admin.put(BUCKET, "peers.a", "3").unwrap();
+    admin.delete(BUCKET, "peers.b").unwrap();
+    away(&mut watch).await;
+    way.mend();
+    assert_eq!(snapshot(&mut watch).await.1, [entry("peers.a", "3", 3)]);
+    assert!(way.accepted() < 12, "{} connections", way.accepted());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn two_thousand_records_are_one_snapshot() {
+    let server = plain("many");
+    let mut admin = server.client(&NOBODY).unwrap();
+    let value = "x".repeat(400);
+    for n in 0..2_000 {
+        admin.put(BUCKET, &format!("peers.{n}"), &value).unwrap();
+    }
+    let started = Instant::now();
+    let mut watch = open(&server).watch();
+    let Event::Snapshot { entries, .. } = next(&mut watch).await else { panic!("no snapshot") };
+    assert_eq!(entries.len(), 2_000);
+    assert!(entries.is_sorted_by_key(|entry| entry.revision));
+    println!("2,000 records after {} ms", started.elapsed().as_millis());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_receiver_that_is_busy_for_long_ends_with_the_truth() {
+    let server = plain("busy");
+    let mut admin = server.client(&NOBODY).unwrap();
+    let mut watch = open(&server).watch();
+    snapshot(&mut watch).await;
+    // More than is kept for it on the way, events and messages both.
+    let writes = 12_000_u64;
+    let mut writer = server.client(&NOBODY).unwrap();
+    writer.put_many(BUCKET, "peers.a", writes).unwrap();
+    admin.put(BUCKET, "peers.last", "x").unwrap();
+    let mut a = 0;
+    loop {
+        match next(&mut watch).await {
+            Event::Put(put) if put.key == "peers.a" => a = put.revision,
+            Event::Put(_) => break,
+            Event::Snapshot { entries, .. } => {
+                a = entries.iter().find(|e| e.key == "peers.a").map_or(0, |e| e.revision);
+                if entries.iter().any(|e| e.key == "peers.last") {
+                    break;
+                }
+            }
+            Event::Deleted { .. } | Event::Away { .. } => {}
+        }
+    }
+    assert_eq!(a, writes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_record_that_is_too_long_is_handed_on_as_too_long() {
+    let server = plain("long");
+    let mut admin = server.client(&NOBODY).unwrap();
+    admin.put(BUCKET, "peers.long", "x".repeat(500_000)).unwrap();
+    let registry = open(&server);
+    let mut watch = registry.watch();
+    let entries = snapshot(&mut watch).await.1;
+    assert_eq!(entries[0].1.len(), latchkey_wire::member::MAX_MEMBER + 1);
+    let read = registry.get("peers.long").await.unwrap().unwrap();
+    assert_eq!(read.value.len(), latchkey_wire::member::MAX_MEMBER + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_full_bucket_and_a_value_too_long_for_it_are_said() {
+    let mut server = NatsServer::new("full").unwrap();
+    server.start().unwrap();
+    let mut admin = server.client(&NOBODY).unwrap();
+    admin.create_bucket_with(BUCKET, &json!({ "max_msgs": 1, "max_msg_size": 100 })).unwrap();
+    let registry = open(&server);
+    let long = registry.put("peers.a", Bytes::from(vec![b'x'; 101]), Expected::Absent).await;
+    let Err(RegistryError::Away { reason, .. }) = long else { panic!("{long:?}") };
+    assert!(reason.contains("message size exceeds maximum allowed"), "{reason}");
+    assert_eq!(registry.put("peers.a", "1".into(), Expected::Absent).await, Ok(1));
+    let full = registry.put("peers.b", "1".into(), Expected::Absent).await;
+    let Err(RegistryError::Away { reason, .. }) = full else { panic!("{full:?}") };
+    assert!(reason.contains("maximum messages exceeded"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_cluster_loses_its_leader_while_records_are_written() {
+    let mut cluster = NatsCluster::new("cluster", "").unwrap();
+    cluster.start(&NOBODY).unwrap();
+    let servers: Vec<_> = cluster.servers.iter().map(NatsServer::address).collect();
+    let settings = RegistrySettings {
+        servers: servers
+            .iter()
+            .map(|a| Server { host: a.ip().to_string(), port: a.port(), tls: false })
+            .collect(),
+        bucket: BUCKET.into(),
+        login: Login::None,
+        tls: Tls::default(),
+    };
+    let made = create_bucket(&settings, BucketOptions { replicas: 3 }).await.unwrap();
+    assert_eq!(made, BucketState::Created);
+    let made = create_bucket(&settings, BucketOptions { replicas: 3 }).await.unwrap();
+    assert_eq!(made, BucketState::Equal);
+    let made = create_bucket(&settings, BucketOptions::default()).await.unwrap();
+    assert_eq!(made, BucketState::Different(vec!["num_replicas is 3, not 1".into()]));
+
+    let registry = Nats::connect(settings).unwrap();
+    let mut watch = registry.watch();
+    snapshot(&mut watch).await;
+    let writer = registry.clone();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let writing = tokio::spawn(async move {
+        let mut written = Vec::new();
+        while !stopped.load(Ordering::SeqCst) {
+            let key = format!("peers.{}", written.len());
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                match writer.put(&key, Bytes::from(key.clone()), Expected::Absent).await {
+                    Ok(revision) => break written.push((key, revision)),
+                    Err(RegistryError::Away { .. }) if Instant::now() < deadline => {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    Err(error) => panic!("{key}: {error}"),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        written
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let leader = cluster.leader("KV_ikto-mesh", &NOBODY).unwrap();
+    cluster.servers[leader].kill();
+    let next_leader = cluster.leader("KV_ikto-mesh", &NOBODY).unwrap();
+    assert_ne!(next_leader, leader);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    stop.store(true, Ordering::SeqCst);
+    let written = timeout(PATIENCE, writing).await.unwrap().unwrap();
+    assert!(written.len() > 50, "{}", written.len());
+
+    // Each is there once, and the watch has come to know all.
+    let mut known = std::collections::BTreeMap::new();
+    let deadline = Instant::now() + PATIENCE;
+    while known.len() < written.len() && Instant::now() < deadline {
+        match next(&mut watch).await {
+            Event::Put(put) => drop(known.insert(put.key, put.revision)),
+            Event::Snapshot { entries, .. } => {
+                known = entries.into_iter().map(|e| (e.key, e.revision)).collect();
+            }
+            Event::Deleted { .. } | Event::Away { .. } => {}
+        }
+    }
+    assert_eq!(
+        known.into_iter().collect::<std::collections::BTreeSet<_>>(),
+        written.into_iter().collect()
+    );
+}
+
+/// A server on the loopback that is none of NATS': each connection is given to `talk`.
+fn impostor(talk: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let talk = Arc::new(talk);
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let talk = talk.clone();
+            thread::spawn(move || talk(client));
+        }
+    });
+    address
+}
+
+/// Says this and waits for the client to go.
+fn says(words: &'static [u8]) -> SocketAddr {
+    impostor(move |mut client| {
+        let _ = client.write_all(words);
+        let _ = client.read_to_end(&mut Vec::new());
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_no_nats_server_is_told_from_one_that_is_away() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let info = b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"max_payload\":1048576}\r\n";
+    let cases: Vec<(SocketAddr, &str)> = vec![
+        (
+            says(b"SSH-2.0-OpenSSH_9.2p1\r\n"),
+            r#"is no NATS server: it says "SSH-2.0-OpenSSH_9.2p1""#,
+        ),
+        (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "is no NATS server: it says \"HTTP/1.1 400"),
+        (says(b"INFO nonsense\r\n"), "is no NATS server"),
+        (says(b"-ERR\r\n"), "is no NATS server"),
+        (impostor(drop), "closes the connection at once"),
+        (says(b""), "does not answer"),
+        (says(b"INFO {\"server_id\":"), "does not answer"),
+        (closed, "refuses the connection"),
+        // INFO as it should be, and then no more, or nonsense: some of it makes the library panic.
+        (says(info), "does not answer"),
+        (
+            impostor(move |mut client| {
+                let _ = client.write_all(info);
+                let _ = client.write_all(b"-ERR\r\n");
+                let _ = client.read_to_end(&mut Vec::new());
+            }),
+            "is no NATS server",
+        ),
+        (
+            impostor(move |mut client| {
+                let _ = client.write_all(info);
+                let _ = client.write_all(b"PONG\r\n-ERR\r\n");
+                let _ = client.read_to_end(&mut Vec::new());
+            }),
+            "is lost",
+        ),
+    ];
+    let mut tasks = Vec::new();
+    for (address, expected) in cases {
+        tasks.push(tokio::spawn(async move {
+            let registry = Nats::connect(settings(address, Login::None)).unwrap();
+            let mut watch = registry.watch();
+            let reason = away_for(&mut watch, expected).await;
+            assert!(reason.contains(&address.to_string()), "{reason}");
+            let get = registry.get("peers.a").await;
+            assert!(matches!(get, Err(RegistryError::Away { .. })), "{get:?}");
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_endless_first_line_is_not_kept() {
+    static SENT: AtomicUsize = AtomicUsize::new(0);
+    let endless = impostor(|mut client| {
+        let _ = client.write_all(b"INFO {\"server_id\":\"");
+        let block = [b'x'; 64 << 10];
+        // As much as would be worth noticing, no more.
+        while SENT.load(Ordering::SeqCst) < 256 << 20 && client.write_all(&block).is_ok() {
+            SENT.fetch_add(block.len(), Ordering::SeqCst);
+        }
+    });
+    let mut watch = Nats::connect(settings(endless, Login::None)).unwrap().watch();
+    away_for(&mut watch, "is no NATS server").await;
+    // What fits into the sockets on the way.
+    let sent = SENT.load(Ordering::SeqCst);
+    assert!(sent < 64 << 20, "{sent} bytes were taken");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_name_that_does_not_exist_is_named() {
+    let mut settings = settings("127.0.0.1:4222".parse().unwrap(), Login::None);
+    settings.servers[0].host = "nats.invalid".into();
+    let mut watch = Nats::connect(settings).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("the address of nats.invalid cannot be found"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_server_without_jetstream_is_told_so() {
+    let mut server = NatsServer::new("no-jetstream").unwrap();
+    server.configure_wholly(&format!("listen: \"{}\"", server.address()));
+    server.start().unwrap();
+    let mut watch = open(&server).watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("JetStream does not answer"), "{reason}");
+    assert!(reason.contains("not enabled"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_account_without_jetstream_is_told_so() {
+    let mut server = NatsServer::new("account-off").unwrap().configure(&format!(
+        "accounts {{ OTHER {{ jetstream: enabled, users: [ {{ user: o, password: o }} ] }}, \
+         MESH {{ users: [ {} ] }} }}",
+        nats::user("member", "member-password", None)
+    ));
+    server.start().unwrap();
+    let mut watch = Nats::connect(settings(server.address(), member())).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("JetStream") && reason.contains("not enabled"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_wrong_password_or_token_is_told_and_the_right_one_joins() {
+    let server = guarded("password");
+    let wrong = Login::Password { user: "member".into(), password: secret("never-to-be-seen-1") };
+    let mut watch = Nats::connect(settings(server.address(), wrong)).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(
+        reason.contains(r#"refuses the user "member" and password: Authorization Violation"#),
+        "{reason}"
+    );
+    let mut watch = Nats::connect(settings(server.address(), Login::None)).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("refuses the login (none is configured)"), "{reason}");
+
+    let mut server = NatsServer::new("token")
+        .unwrap()
+        .configure("authorization { token: \"never-to-be-seen-2\" }");
+    server.start().unwrap();
+    server
+        .client(&nats::Login::Token("never-to-be-seen-2"))
+        .unwrap()
+        .create_bucket(BUCKET)
+        .unwrap();
+    let token = Login::Token(secret("never-to-be-seen-2"));
+    let mut watch = Nats::connect(settings(server.address(), token)).unwrap().watch();
+    snapshot(&mut watch).await;
+    let token = Login::Token(secret("never-to-be-seen-3"));
+    let mut watch = Nats::connect(settings(server.address(), token)).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("refuses the token: Authorization Violation"), "{reason}");
+
+    let logged = LOGGED.lock().unwrap().join("\n");
+    for never in ["never-to-be-seen", "member-password", "admin-password"] {
+        assert!(!logged.contains(never));
+    }
+    assert!(logged.contains("Authorization Violation"), "the log is looked at");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn credentials_are_read_again_at_each_connection_and_their_end_is_told() {
+    let operator = Operator::new().unwrap();
+    let mut server = NatsServer::new("creds").unwrap().configure(operator.configuration());
+    server.start().unwrap();
+    let all = operator.credentials("admin", None, None).unwrap();
+    let admin = settings(server.address(), Login::Credentials(secret(&all)));
+    assert_eq!(
+        create_bucket(&admin, BucketOptions::default()).await.unwrap(),
+        BucketState::Created
+    );
+
+    let own = nats::member_permissions(BUCKET, &["peers.own"]);
+    let soon = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() + 3;
+    let file = server.file("node.creds");
+    let short = operator.credentials("node", Some(&own), Some(soon)).unwrap();
+    // An editor may take away the last line end.
+    fs::write(&file, short.trim_end()).unwrap();
+    let login = Login::CredentialsFile(file.clone());
+    let registry = Nats::connect(settings(server.address(), login)).unwrap();
+    let mut watch = registry.watch();
+    snapshot(&mut watch).await;
+    assert_eq!(registry.put("peers.own", "1".into(), Expected::Absent).await, Ok(1));
+    let refused = registry.put("peers.other", "1".into(), Expected::Absent).await;
+    assert!(matches!(refused, Err(RegistryError::NotPermitted { .. })), "{refused:?}");
+
+    let reason = away_for(&mut watch, "closed the connection").await;
+    assert!(reason.contains("User Authentication Expired"), "{reason}");
+    let reason = away_for(&mut watch, "which expired").await;
+    assert!(reason.contains("node.creds"), "{reason}");
+    fs::write(&file, "").unwrap();
+    away_for(&mut watch, "Authorization Violation").await;
+    fs::write(&file, operator.credentials("node", Some(&own), None).unwrap()).unwrap();
+    assert_eq!(snapshot(&mut watch).await.1, [entry("peers.own", "1", 1)]);
+
+    let seed = all.lines().find(|line| line.starts_with("SU")).unwrap();
+    let logged = LOGGED.lock().unwrap().join("\n");
+    assert!(!logged.contains(seed) && !logged.contains("eyJ"));
+}
+
+#[tokio::test]
+async fn what_no_waiting_will_mend_is_an_error_at_once() {
+    let address = "127.0.0.1:4222".parse().unwrap();
+    let fails = |settings: RegistrySettings, words: &str| {
+        let error = Nats::connect(settings).unwrap_err();
+        assert_eq!(error.exit_code(), 10);
+        let text = error.to_string();
+        assert!(text.contains(words), "{text}");
+        assert!(!text.contains("never-to-be-seen"), "{text}");
+    };
+    fails(
+        settings(address, Login::CredentialsFile("/nowhere/node.creds".into())),
+        "credentials file /nowhere/node.creds is not usable: No such file or directory",
+    );
+    for text in ["never-to-be-seen", "-----BEGIN NATS USER JWT-----\nnever-to-be-seen\n"] {
+        fails(settings(address, Login::Credentials(secret(text))), "credentials is not usable");
+    }
+    let with = |tls: Tls| RegistrySettings { tls, ..settings(address, Login::None) };
+    let file = || Some(Pem::File("/nowhere/x.pem".into()));
+    let text = || Some(Pem::Text(secret("never-to-be-seen")));
+    fails(
+        with(Tls { ca: file(), ..Tls::default() }),
+        "CA certificate /nowhere/x.pem is not usable",
+    );
+    fails(with(Tls { ca: text(), ..Tls::default() }), "no PEM block of type CERTIFICATE");
+    fails(with(Tls { key: text(), ..Tls::default() }), "there is no certificate for it");
+    fails(with(Tls { certificate: text(), ..Tls::default() }), "there is no key for it");
+}
+
+/// What a node is told of an authority.
+fn trusting(tls: &tls::Tls) -> Tls {
+    Tls { ca: Some(Pem::File(tls.authority_file())), ..Tls::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn tls_by_an_own_authority_with_a_client_s_certificate() {
+    let tls = tls::Tls::new("registry", &["IP:127.0.0.1"]).unwrap();
+    let mut server = NatsServer::new("tls").unwrap().tls(
+        &tls.certificate_file(),
+        &tls.key_file(),
+        Some(&tls.authority_file()),
+    );
+    server.start().unwrap();
+    let with = |scheme: bool, tls: Tls| {
+        let mut settings = settings(server.address(), Login::None);
+        settings.servers[0].tls = scheme;
+        RegistrySettings { tls, ..settings }
+    };
+    let text = |path: &Path| Some(Pem::Text(secret(&fs::read_to_string(path).unwrap())));
+    let full = Tls {
+        ca: text(&tls.authority_file()),
+        certificate: text(&tls.client_certificate_file()),
+        key: text(&tls.client_key_file()),
+    };
+    let made = create_bucket(&with(true, full.clone()), BucketOptions::default()).await.unwrap();
+    assert_eq!(made, BucketState::Created);
+    // The server asks for it, whatever the URL says.
+    for scheme in [true, false] {
+        let mut watch = Nats::connect(with(scheme, full.clone())).unwrap().watch();
+        snapshot(&mut watch).await;
+    }
+
+    let mut watch = Nats::connect(with(true, trusting(&tls))).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("wants a client certificate (registry_certificate"), "{reason}");
+
+    // The system's authorities, who do not know ours.
+    for scheme in [true, false] {
+        let mut watch = Nats::connect(with(scheme, Tls::default())).unwrap().watch();
+        let reason = away(&mut watch).await;
+        assert!(reason.contains("is not by an authority that this system trusts"), "{reason}");
+    }
+    let other = tls::Tls::new("other", &["IP:127.0.0.1"]).unwrap();
+    let mut watch = Nats::connect(with(true, trusting(&other))).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("is not by the configured CA"), "{reason}");
+    let stranger = Tls {
+        ca: Some(Pem::File(tls.authority_file())),
+        certificate: Some(Pem::File(other.client_certificate_file())),
+        key: Some(Pem::File(other.client_key_file())),
+    };
+    let mut watch = Nats::connect(with(true, stranger)).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("does not take this node's client certificate"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn certificates_that_do_not_count_and_servers_without_tls() {
+    let expired = tls::Tls::expired("expired", &["IP:127.0.0.1"]).unwrap();
+    let renamed = tls::Tls::new("renamed", &["DNS:elsewhere.example"]).unwrap();
+    let cases = [(&expired, "has expired"), (&renamed, "is not for that name")];
+    for (tls, words) in cases {
+        let mut server =
+            NatsServer::new("bad-tls").unwrap().tls(&tls.certificate_file(), &tls.key_file(), None);
+        server.start().unwrap();
+        let settings =
+            RegistrySettings { tls: trusting(tls), ..settings(server.address(), Login::None) };
+        let mut watch = Nats::connect(settings).unwrap().watch();
+        let reason = away(&mut watch).await;
+        assert!(reason.contains(words), "{reason}");
+    }
+    let server = plain("without-tls");
+    let settings =
+        RegistrySettings { tls: trusting(&renamed), ..settings(server.address(), Login::None) };
+    let mut watch = Nats::connect(settings).unwrap().watch();
+    let reason = away(&mut watch).await;
+    assert!(reason.contains("does not speak TLS, and TLS is configured"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_bucket_with_a_time_to_live_is_warned_of() {
+    let mut server = NatsServer::new("ttl").unwrap();
+    server.start().unwrap();
+    let mut admin = server.client(&NOBODY).unwrap();
+    let ttl = json!({ "max_age": 3_605_000_000_000_u64 });
+    admin.create_bucket_with(BUCKET, &ttl).unwrap();
+    let mut watch = open(&server).watch();
+    snapshot(&mut watch).await;
+    let logged = LOGGED.lock().unwrap().join("\n");
+    assert!(logged.contains("records in bucket ikto-mesh expire after 3605 s"), "{logged}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_connection_ends_with_its_last_user_and_there_was_one() {
+    let mut server = NatsServer::new("dropped").unwrap().configure("debug: true");
+    server.start().unwrap();
+    server.client(&NOBODY).unwrap().create_bucket(BUCKET).unwrap();
+    let registry = open(&server);
+    let mut watch = registry.watch();
+    snapshot(&mut watch).await;
+    let log = server.log().unwrap();
+    // The administrator's; one that listens who is there; the one.
+    assert_eq!(log.count("Client connection created"), 3, "{}", log.joined());
+    let clone = registry.clone();
+    drop(registry);
+    clone.put("peers.a", "1".into(), Expected::Absent).await.unwrap();
+    drop(clone);
+    assert!(matches!(next(&mut watch).await, Event::Put(_)));
+    drop(watch);
+    log.wait_for_nth("Client connection closed", 3, PATIENCE).unwrap();
+    assert_eq!(log.count("Client connection created"), 3, "{}", log.joined());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn whoever_may_not_make_the_bucket_is_told_so() {
+    let server = guarded("create");
+    server.client(&ADMIN).unwrap().delete_bucket(BUCKET).unwrap();
+    let member = settings(server.address(), member());
+    let refused = create_bucket(&member, BucketOptions::default()).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("does not permit this node to create bucket ikto-mesh"), "{text}");
+    assert_eq!(refused.exit_code(), 66);
+    let nobody = settings("127.0.0.1:1".parse().unwrap(), Login::None);
+    let away = create_bucket(&nobody, BucketOptions::default()).await.unwrap_err().to_string();
+    assert!(away.contains("cannot create bucket ikto-mesh: nats://127.0.0.1:1 refuses"), "{away}");
+    // A server alone cannot keep three copies.
+    let login = Login::Password { user: "admin".into(), password: secret("admin-password") };
+    let alone = settings(server.address(), login);
+    let refused = create_bucket(&alone, BucketOptions { replicas: 3 }).await.unwrap_err();
+    assert!(refused.to_string().contains("replicas > 1 not supported"), "{refused}");
+}
+
+/// A file of docs/nats with the addresses and folders of a test.
+fn documented(name: &str, replace: &[(&str, &str)]) -> String {
+    let path = latchkey_tests::place::project().join("docs/nats").join(name);
+    let mut text = fs::read_to_string(path).unwrap();
+    for (there, here) in replace {
+        assert!(text.contains(there), "{name} has no {there}");
+        text = text.replace(there, here);
+    }
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_documented_configuration_works_as_it_says() {
+    let tls = tls::Tls::new("documented", &["IP:127.0.0.1"]).unwrap();
+    let mut server = NatsServer::new("documented").unwrap();
+    let folder = server.file("").display().to_string();
+    for (file, from) in [
+        ("server.crt", tls.certificate_file()),
+        ("server.key", tls.key_file()),
+        ("ca.crt", tls.authority_file()),
+    ] {
+        fs::copy(from, server.file(file)).unwrap();
+    }
+    fs::write(server.file("mesh.conf"), documented("mesh.conf", &[])).unwrap();
+    let address = server.address().to_string();
+    let store = server.file("store").display().to_string();
+    server.configure_wholly(&documented(
+        "server.conf",
+        &[("0.0.0.0:4222", &address), ("/var/lib/nats", &store), ("/etc/nats/", &folder)],
+    ));
+    server.start().unwrap();
+
+    let user = |name: &str| {
+        let password = secret(&format!("change-me-{name}"));
+        let mut settings =
+            settings(server.address(), Login::Password { user: name.into(), password });
+        settings.servers[0].tls = true;
+        settings.tls = Tls {
+            certificate: Some(Pem::File(tls.client_certificate_file())),
+            key: Some(Pem::File(tls.client_key_file())),
+            ..trusting(&tls)
+        };
+        settings
+    };
+    let made = create_bucket(&user("operator"), BucketOptions::default()).await.unwrap();
+    assert_eq!(made, BucketState::Created);
+    let own = "peers.ZmQxMDphYWFhOjE6Oi80OA==";
+    let node = Nats::connect(user("node-a")).unwrap();
+    let mut watch = node.watch();
+    assert_eq!(snapshot(&mut watch).await.1, []);
+    assert_eq!(node.get(own).await, Ok(None));
+    assert_eq!(node.put(own, "a".into(), Expected::Absent).await, Ok(1));
+    let other = node.put("peers.other", "a".into(), Expected::Absent).await;
+    assert!(matches!(other, Err(RegistryError::NotPermitted { .. })), "{other:?}");
+    let fleet = Nats::connect(user("fleet")).unwrap();
+    assert_eq!(fleet.put("peers.other", "f".into(), Expected::Absent).await, Ok(2));
+    let operator = Nats::connect(user("operator")).unwrap();
+    assert_eq!(operator.delete(own, 1).await, Ok(()));
+    assert!(matches!(next(&mut watch).await, Event::Put(put) if put.key == own));
+    assert!(matches!(next(&mut watch).await, Event::Put(put) if put.revision == 2));
+    assert_eq!(next(&mut watch).await, Event::Deleted { key: own.into(), revision: 3 });
+    let gone = fleet.put("elsewhere", "f".into(), Expected::Absent).await;
+    assert!(matches!(gone, Err(RegistryError::NotPermitted { .. })), "{gone:?}");
+}
+
+#[test]
+fn the_documented_cluster_is_one() {
+    let mut cluster = NatsCluster::new("documented-cluster", "").unwrap();
+    let routes = cluster.routes().to_vec();
+    for (n, server) in cluster.servers.iter_mut().enumerate() {
+        let text = documented(
+            "cluster.conf",
+            &[
+                ("0.0.0.0:6222", &routes[n].to_string()),
+                ("mesh-1.example.org:6222", &routes[0].to_string()),
+                ("mesh-2.example.org:6222", &routes[1].to_string()),
+                ("mesh-3.example.org:6222", &routes[2].to_string()),
+            ],
+        );
+        fs::write(server.file("cluster.conf"), text).unwrap();
+        server.configure_wholly(&format!(
+            "server_name: \"mesh-{n}\"\nlisten: \"{}\"\njetstream {{ store_dir: \"{}\" }}\ninclude \"cluster.conf\"",
+            server.address(),
+            server.file("store").display()
+        ));
+    }
+    cluster.start(&NOBODY).unwrap();
+    let mut admin = cluster.servers[2].client(&NOBODY).unwrap();
+    admin.create_bucket_with(BUCKET, &json!({ "num_replicas": 3 })).unwrap();
+    assert_eq!(admin.put(BUCKET, "peers.a", "1").unwrap(), 1);
 }

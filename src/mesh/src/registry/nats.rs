@@ -256,9 +256,11 @@ impl Bucket {
     async fn info(&self, session: &Session) -> Result<StreamInfo, Trouble> {
         let subject = format!("$JS.API.STREAM.INFO.KV_{}", self.name);
         let action = format!("look at bucket {}", self.name);
-        let info: StreamInfo = self.ask(session, &action, &subject, Bytes::new()).await?;
-        self.seen(|seen| seen.allow_direct = Some(info.config.allow_direct));
-        Ok(info)
+        let info = self.ask::<StreamInfo>(session, &action, &subject, Bytes::new()).await;
+        // To one that is gone a direct read would go unanswered.
+        let direct = info.as_ref().ok().map(|info| info.config.allow_direct);
+        self.seen(|seen| seen.allow_direct = direct);
+        info
     }
 
     fn seen<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
@@ -293,9 +295,9 @@ impl Bucket {
         let message = match session.request(&subject, None, Bytes::new(), ANSWER).await {
             Ok(message) => message,
             // The bucket is gone, or is another one by now that does not allow this.
-            Err(Unanswered::NoResponders) => {
+            Err(other @ (Unanswered::NoResponders | Unanswered::TimedOut)) => {
                 return match self.info(session).await?.config.allow_direct {
-                    true => Err(self.unanswered(Unanswered::NoResponders, session, "read")),
+                    true => Err(self.unanswered(other, session, &format!("read {key}"))),
                     false => self.newest_from_leader(session, key).await,
                 };
             }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use std::time::Duration;
 use async_nats::{Client, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr};
 use bytes::Bytes;
 use log::{debug, info, warn};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -41,6 +44,9 @@ const MAX_VIOLATIONS: usize = 32;
 /// Longest inbound growth between two looks without a message coming of it.
 const MAX_UNREAD: u64 = 32 << 20;
 const LOOK: Duration = Duration::from_secs(5);
+
+/// Longest first line of a server: INFO with the addresses of a large cluster.
+const MAX_INFO: u64 = 64 << 10;
 
 /// Where the connection stands.
 #[derive(Debug, Clone)]
@@ -96,14 +102,19 @@ async fn keep(settings: &Arc<RegistrySettings>, link: &watch::Sender<Link>) {
     let mut backoff = Backoff::new(Duration::from_millis(250));
     let mut discovered: Vec<Server> = Vec::new();
     let mut servers = shuffled(&settings.servers);
+    // Those that were NATS servers when last met.
+    let mut known: Vec<Server> = Vec::new();
     loop {
         let mut reasons: Vec<String> = Vec::new();
         for (n, server) in servers.iter().enumerate() {
             if n > 0 {
                 sleep(up_to(NEXT_SERVER)).await;
             }
-            match connect(settings, server).await {
+            match connect(settings, server, known.contains(server)).await {
                 Ok((session, mut events)) => {
+                    if !known.contains(server) {
+                        known.push(server.clone());
+                    }
                     remember(&mut discovered, &session.client, server);
                     info!("registry: connected to {server}");
                     let session = Arc::new(session);
@@ -119,8 +130,11 @@ async fn keep(settings: &Arc<RegistrySettings>, link: &watch::Sender<Link>) {
                     }
                     break;
                 }
-                Err(reason) => {
+                Err(NotConnected { reason, met }) => {
                     debug!("registry: {reason}");
+                    if met {
+                        known.retain(|known| known != server);
+                    }
                     if !reasons.contains(&reason) {
                         reasons.push(reason);
                     }
@@ -172,11 +186,50 @@ fn remember(discovered: &mut Vec<Server>, client: &Client, from: &Server) {
     }
 }
 
+struct NotConnected {
+    reason: String,
+    /// Something was there, and may be something else than it was.
+    met: bool,
+}
+
+impl From<String> for NotConnected {
+    fn from(reason: String) -> Self {
+        Self { reason, met: true }
+    }
+}
+
+/// Listens to how a stranger begins, as the library would keep whatever comes until there is a line end: a NATS server speaks
+/// first, and says INFO.
+async fn probe(server: &Server) -> Result<(), String> {
+    let look = async {
+        let connected = TcpStream::connect((server.host.as_str(), server.port)).await?;
+        let mut line = Vec::new();
+        BufReader::new(connected.take(MAX_INFO)).read_until(b'\n', &mut line).await?;
+        Ok::<_, io::Error>(line)
+    };
+    match timeout(CONNECT, look).await {
+        Ok(Ok(line)) if line.starts_with(b"INFO ") && line.ends_with(b"\n") => Ok(()),
+        Ok(Ok(line)) if line.is_empty() => Err(format!("{server} closes the connection at once")),
+        Ok(Ok(line)) => {
+            let line = String::from_utf8_lossy(&line);
+            let begins: String = reason::bounded(&line).chars().take(40).collect();
+            Err(format!("{server} is no NATS server: it says {begins:?}"))
+        }
+        // The library says it better.
+        Ok(Err(_)) => Ok(()),
+        Err(_) => Err(format!("{server} does not answer")),
+    }
+}
+
 /// One attempt with one server.
 async fn connect(
     settings: &Arc<RegistrySettings>,
     server: &Server,
-) -> Result<(Session, mpsc::Receiver<Event>), String> {
+    known: bool,
+) -> Result<(Session, mpsc::Receiver<Event>), NotConnected> {
+    if !known {
+        probe(server).await?;
+    }
     let address: ServerAddr = server.to_string().parse().map_err(|_| {
         format!("{server} is no address of a server; it is written nats://host:port")
     })?;
@@ -206,11 +259,14 @@ async fn connect(
     let attempt = Attempt(tokio::spawn(options.connect(address)));
     let client = match timeout(CONNECT_ALL, attempt).await {
         Ok(Ok(Ok(client))) => client,
-        Ok(Ok(Err(error))) => return Err(reason::of(&error, server, settings)),
-        Ok(Err(_)) => {
-            return Err(format!("{server} is no NATS server: it says what none would say"));
+        Ok(Ok(Err(error))) => {
+            let reason = reason::of(&error, server, settings);
+            return Err(NotConnected { reason, met: !reason::unmet(&error) });
         }
-        Err(_) => return Err(format!("{server} does not answer")),
+        Ok(Err(_)) => {
+            return Err(format!("{server} is no NATS server: it says what none would say").into());
+        }
+        Err(_) => return Err(format!("{server} does not answer").into()),
     };
     // From here on the library has nowhere to reconnect to: nobody can listen on port 0. It then gives up at once.
     if let Ok(nowhere) = "nats://127.0.0.1:0".parse::<ServerAddr>() {

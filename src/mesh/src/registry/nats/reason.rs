@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::time::Duration;
 
 use async_nats::{ConnectError, ConnectErrorKind, ServerError};
 use rustls::{AlertDescription, CertificateError};
@@ -29,6 +30,19 @@ pub(super) fn of(error: &ConnectError, server: &Server, settings: &RegistrySetti
         }
         _ => of_io(error, server),
     }
+}
+
+/// Whether the server was not met at all, so that nothing is known of it.
+pub(super) fn unmet(error: &ConnectError) -> bool {
+    let unreachable = |io: &io::Error| {
+        matches!(
+            io.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::HostUnreachable
+        )
+    };
+    error.kind() == ConnectErrorKind::Dns || find::<io::Error>(error).is_some_and(unreachable)
 }
 
 fn of_io(error: &ConnectError, server: &Server) -> String {
@@ -121,12 +135,19 @@ fn of_server(refused: &ServerError, server: &Server, settings: &RegistrySettings
     let credentials = login::credentials_name(&settings.login);
     match login::expired(settings) {
         Some(ago) => {
-            let minutes = ago.as_secs() / 60;
-            format!(
-                "{server} refuses the {credentials}, which expired {minutes} minutes ago: {text}"
-            )
+            let ago = span(ago);
+            format!("{server} refuses the {credentials}, which expired {ago} ago: {text}")
         }
         None => format!("{server} refuses the {credentials}: {text}"),
+    }
+}
+
+fn span(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ ..7_200 => format!("{} min", seconds / 60),
+        seconds @ ..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
     }
 }
 
