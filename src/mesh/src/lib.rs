@@ -27,6 +27,6 @@ pub mod registry;
 mod resolve;
 pub mod settings;
 pub mod status;
-mod terminal;
+pub mod terminal;
 pub mod userspace;
 pub mod view;

@@ -16,6 +16,7 @@ use latchkey_mesh::handover::{self, HandOver};
 use latchkey_mesh::registry::nats::{self, BucketOptions, BucketState};
 use latchkey_mesh::settings::{Settings, from_cloud_config};
 use latchkey_mesh::status::{self, Detail, Form, Status};
+use latchkey_mesh::terminal::printable;
 use latchkey_mesh::{admin, ikto, info, leave};
 use nix::sys::stat::fstat;
 
@@ -213,7 +214,8 @@ fn stderr_is_journal() -> bool {
     std::env::var("JOURNAL_STREAM").is_ok_and(|journal| of_stderr == Ok(journal))
 }
 
-/// One line a message, on stderr; the journal reads the severity from `<N>` (sd-daemon(3)).
+/// One line a message, on stderr; the journal reads the severity from `<N>` (sd-daemon(3)). Messages name members,
+/// addresses and reasons that others have written, so none of it may end the line or be obeyed by a terminal.
 fn start_log() {
     let journal = stderr_is_journal();
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("LATCHKEY_LOG", "info"))
@@ -224,10 +226,12 @@ fn start_log() {
                 log::Level::Info => (6, ""),
                 log::Level::Debug | log::Level::Trace => (7, "debug: "),
             };
+            let text = record.args().to_string();
+            let text = printable(&text);
             if journal {
-                writeln!(line, "<{severity}>{}", record.args())
+                writeln!(line, "<{severity}>{text}")
             } else {
-                writeln!(line, "latchkey: {name}{}", record.args())
+                writeln!(line, "latchkey: {name}{text}")
             }
         })
         .init();

@@ -6,7 +6,8 @@ use std::borrow::Cow;
 /// The text with each character escaped that is not printed but obeyed: control characters (C0, DEL, C1), line and paragraph
 /// separators, and those that change the direction of writing (Unicode's Bidi_Control). All else stays as it is, a
 /// backslash as well.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_obeyed) {
         return text.into();
     }

@@ -135,6 +135,15 @@ fn errors_name_what_they_are_about() {
     }
 }
 
+/// What stands in a file, a record or an answer reaches no terminal but as printed characters.
+#[test]
+fn errors_are_obeyed_by_no_terminal() {
+    let run = run(&["agent", "-c", "/nonexistent/\u{1b}[2J\nerror: all is well\u{7}"]);
+    let said = text(&run.stderr);
+    assert!(said.contains("/nonexistent/\\u{1b}[2J\\nerror: all is well\\u{7}"), "{said}");
+    assert!(said.lines().count() == 1 && !said.contains('\u{1b}'), "{said}");
+}
+
 #[test]
 fn flags_that_do_not_go_together_are_refused() {
     let refused: &[&[&str]] = &[
