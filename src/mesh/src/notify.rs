@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::error::{Error, Result};
+use crate::terminal::printable;
 
 /// Says nothing, to nobody, when the program was not started by systemd.
 #[derive(Debug)]
@@ -31,12 +32,12 @@ impl Notify {
 
     /// The service does its work from now on.
     pub(crate) fn ready(&self, status: &str) -> Result<()> {
-        self.send(&format!("READY=1\nSTATUS={status}"))
+        self.send(&format!("READY=1\nSTATUS={}", printable(status)))
     }
 
-    /// One line for `systemctl status`.
+    /// One line for `systemctl status`. A reason that others have worded must not begin a further one: `MAINPID=` is one, too.
     pub(crate) fn status(&self, status: &str) -> Result<()> {
-        self.send(&format!("STATUS={status}"))
+        self.send(&format!("STATUS={}", printable(status)))
     }
 
     /// The configuration is being read again; [`Notify::ready`] ends that (`Type=notify-reload`).
