@@ -12,6 +12,7 @@
 
 mod configuration;
 mod files;
+mod member;
 mod messages;
 mod network;
 mod responder;
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "v1_token", run: messages::v1_token },
     Target { name: "v1_message", run: messages::v1_message },
     Target { name: "v2_message", run: messages::v2_message },
@@ -44,6 +45,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "dns", run: network::dns },
     Target { name: "mdns", run: responder::mdns },
     Target { name: "http", run: network::http },
+    Target { name: "member", run: member::member },
 ];
 
 /// Runs the target of this name.

@@ -136,6 +136,13 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\n\r\n".to_owned(),
             "HTTP/1.0 302 Found\r\nLocation: http://y/\r\n\r\n".to_owned(),
         ],
+        "member" => vec![
+            r#"{"name":"node-A","public_key":"WzPYRHCzki0WlvHTleeBt8ig6hXKZ9N5PXpt/DxIIkE=","advertise_address":"10.99.1.2","allowed_ip":"fd10:aaaa:1::/48","wg_port":51820}"#.to_owned(),
+            r#"{"NAME":null,"public_key":"WzPYRHCzki0WlvHTleeBt8ig6hXKZ9N5PXpt/DxIIkE=","advertise_address":"a.example.org","allowed_ip":"10.70.172.0/24","version":1,"capabilities":["x"],"signature":"AAAA","more":{"signature":[]},"name":"\ud800\u003c"}"#.to_owned(),
+            r#"{"private_cidr":"fd10::/48","public_key":"WzPYRHCzki0WlvHTleeBt8ig6hXKZ9N5PXpt/DxIIkE="}"#.to_owned(),
+            crate::member::signed().1,
+            crate::member::signed().0,
+        ],
         other => panic!("no seeds for {other}"),
     };
     texts.into_iter().map(String::into_bytes).collect()

@@ -22,10 +22,6 @@ impl<T> Default for Ranges<T> {
 }
 
 impl<T> Ranges<T> {
-    pub(super) fn get(&self, range: &Cidr) -> Option<&T> {
-        self.all.get(range)
-    }
-
     pub(super) fn insert(&mut self, range: Cidr, value: T) {
         if self.all.insert(range, value).is_none() {
             *self.lengths.entry(kind(&range)).or_default() += 1;

@@ -34,7 +34,7 @@ fn around_and_within() {
         ["fd10:a::/32", "fd10:a:b::/48"]
     );
     *ranges.entry(cidr("fd10:a::/32")) += 7;
-    assert_eq!(ranges.get(&cidr("fd10:a::/32")), Some(&8));
+    assert_eq!(ranges.within(&cidr("fd10:a::/32")).next(), Some((cidr("fd10:a::/32"), &8)));
 }
 
 /// Few bits, so that they meet.
