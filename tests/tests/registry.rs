@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -1057,4 +1057,143 @@ fn the_documented_cluster_is_one() {
     let mut admin = cluster.servers[2].client(&NOBODY).unwrap();
     admin.create_bucket_with(BUCKET, &json!({ "num_replicas": 3 })).unwrap();
     assert_eq!(admin.put(BUCKET, "peers.a", "1").unwrap(), 1);
+}
+
+/// What a scripted server says on a consumer.
+enum Say {
+    /// Key, revision, the message's number for this consumer, how many are to come.
+    Put(&'static str, u64, u64, u64),
+    /// How many messages it says were sent.
+    Heartbeat(u64),
+    Status(&'static str),
+    Raw(&'static str),
+}
+
+/// A server that goes wrong as real ones do, but not when asked to: one bucket, whose n-th consumer, over all connections, is
+/// sent the n-th script; the last again and again.
+fn scripted(scripts: Vec<Vec<Say>>) -> SocketAddr {
+    let consumers = AtomicUsize::new(0);
+    impostor(move |client| {
+        let _ = speak(client, &scripts, &consumers);
+    })
+}
+
+fn speak(client: TcpStream, scripts: &[Vec<Say>], consumers: &AtomicUsize) -> std::io::Result<()> {
+    let mut out = client.try_clone()?;
+    out.write_all(b"INFO {\"server_id\":\"x\",\"version\":\"2.9.10\",\"max_payload\":1048576,\"headers\":true}\r\n")?;
+    let mut from = BufReader::new(client);
+    // Of in-boxes, their numbers.
+    let mut subscribed: Vec<(String, String)> = Vec::new();
+    loop {
+        let mut line = String::new();
+        if from.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["PING"] => out.write_all(b"PONG\r\n")?,
+            ["SUB", subject, sid] => {
+                subscribed.push((subject.trim_end_matches('*').to_owned(), sid.to_owned()));
+            }
+            ["PUB", subject, reply, length] => {
+                let mut payload = vec![0; length.parse::<usize>().unwrap() + 2];
+                from.read_exact(&mut payload)?;
+                let sid = |inbox: &str| {
+                    let found = subscribed.iter().find(|(to, _)| inbox.starts_with(to.as_str()));
+                    found.map(|(_, sid)| sid.clone()).unwrap()
+                };
+                let mut send = |to: &str, body: &str| {
+                    write!(out, "MSG {to} {} {}\r\n{body}\r\n", sid(to), body.len())
+                };
+                if subject.contains("STREAM.INFO") {
+                    send(reply, r#"{"created":"2024-01-01T00:00:00Z","config":{}}"#)?;
+                    continue;
+                }
+                assert!(subject.contains("CONSUMER.CREATE"), "{subject}");
+                let request: serde_json::Value =
+                    serde_json::from_slice(&payload[..payload.len() - 2]).unwrap();
+                let inbox = request["config"]["deliver_subject"].as_str().unwrap().to_owned();
+                let n = consumers.fetch_add(1, Ordering::SeqCst).min(scripts.len() - 1);
+                send(reply, r#"{"num_pending":9}"#)?;
+                for say in &scripts[n] {
+                    let sid = sid(&inbox);
+                    match say {
+                        Say::Put(key, revision, number, pending) => write!(
+                            out,
+                            "MSG $KV.{BUCKET}.{key} {sid} $JS.ACK.KV_{BUCKET}.c.1.{revision}.{number}.1.{pending} 1\r\nx\r\n"
+                        )?,
+                        Say::Heartbeat(last) => {
+                            let headers = format!(
+                                "NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: {last}\r\nNats-Last-Stream: 1\r\n\r\n"
+                            );
+                            let length = headers.len();
+                            write!(out, "HMSG {inbox} {sid} {length} {length}\r\n{headers}\r\n")?;
+                        }
+                        Say::Status(status) => {
+                            let headers = format!("NATS/1.0 {status}\r\n\r\n");
+                            let length = headers.len();
+                            write!(out, "HMSG {inbox} {sid} {length} {length}\r\n{headers}\r\n")?;
+                        }
+                        Say::Raw(text) => out.write_all(text.as_bytes())?,
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn after_anything_missed_everything_is_read_again() {
+    let all = || vec![Say::Put("peers.a", 1, 1, 1), Say::Put("peers.b", 2, 2, 0)];
+    let whole = ["peers.a", "peers.b"].as_slice();
+    let first = ["peers.a"].as_slice();
+    let begun = || Say::Put("peers.a", 1, 1, 0);
+    // What the first consumer is sent, and the snapshots that come. Over the last two the library panics.
+    let cases: Vec<(&str, Vec<Say>, Vec<&[&str]>)> = vec![
+        (
+            "a message missed in the middle of the records",
+            vec![Say::Put("peers.a", 1, 1, 2), Say::Put("peers.b", 2, 3, 0)],
+            vec![whole],
+        ),
+        ("the first message missed", vec![Say::Put("peers.b", 2, 2, 0)], vec![whole]),
+        ("a message missed later", vec![begun(), Say::Put("peers.c", 5, 3, 0)], vec![first, whole]),
+        ("a heartbeat after one missed", vec![begun(), Say::Heartbeat(2)], vec![first, whole]),
+        (
+            "a heartbeat among the records, after one missed",
+            vec![Say::Put("peers.a", 1, 1, 5), Say::Heartbeat(3)],
+            vec![whole],
+        ),
+        (
+            "the consumer ended",
+            vec![begun(), Say::Status("409 Consumer Deleted")],
+            vec![first, whole],
+        ),
+        (
+            "fewer records than were counted",
+            vec![Say::Put("peers.a", 1, 1, 5), Say::Heartbeat(1), Say::Status("409 x")],
+            vec![first, whole],
+        ),
+        (
+            "a message longer than there are numbers",
+            vec![begun(), Say::Raw("MSG a 1 18446744073709551610\r\nx\r\n")],
+            vec![whole],
+        ),
+        ("an end without words", vec![begun(), Say::Raw("-ERR\r\n")], vec![whole]),
+    ];
+    let mut tasks = Vec::new();
+    for (what, script, expected) in cases {
+        let server = scripted(vec![script, all()]);
+        tasks.push(tokio::spawn(async move {
+            let mut watch = Nats::connect(settings(server, Login::None)).unwrap().watch();
+            for keys in expected {
+                let read: Vec<String> =
+                    snapshot(&mut watch).await.1.into_iter().map(|(key, ..)| key).collect();
+                assert_eq!(read, keys, "{what}");
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
 }
