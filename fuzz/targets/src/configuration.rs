@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use latchkey_config::mesh::{Advertise, Keepalive, Mesh};
 use latchkey_config::{Config, ConfigError, Local, Request, cmdline};
+
+use crate::{SECRET, tells_nothing};
 
 const FILE: &str = "/oem/90_custom.yaml";
 
@@ -44,6 +47,21 @@ pub(crate) fn cloud_config(data: &[u8]) {
     if let Ok(config) = Local::of_bytes(files, "").unwrap().fetch(&mut documents) {
         within_bounds(&config);
     }
+    url(&String::from_utf8_lossy(data));
+}
+
+/// A password in a registry's URL that somebody did not encode, or forgot something after.
+fn url(text: &str) {
+    let url = serde_json::to_string(&format!("nats://u:{SECRET}{text}")).unwrap();
+    let text = format!(
+        "#cloud-config\nlatchkey: {{mesh: {{network: n, prefix: 'fd10::/16', registry: {url}}}}}\n"
+    );
+    match Local::of_bytes(vec![(PathBuf::from(FILE), text.into_bytes())], "") {
+        Ok(local) => {
+            assert!(!format!("{local:?} {:?}", local.mesh()).contains(SECRET));
+        }
+        Err(error) => tells_nothing(&error),
+    }
 }
 
 fn within_bounds(config: &Config) {
@@ -58,6 +76,24 @@ fn within_bounds(config: &Config) {
         !label.is_empty() && !label.contains('/') && !label.starts_with('.') && label.len() <= 47
     };
     assert!(config.encrypted_partitions.iter().all(plain));
+    config.mesh.iter().for_each(mesh_within_bounds);
+}
+
+fn mesh_within_bounds(mesh: &Mesh) {
+    assert!(mesh.port != 0 && mesh.mtu.is_none_or(|mtu| (1280..=65_455).contains(&mtu)));
+    assert!(mesh.keepalive != Keepalive::Every(0));
+    assert!(mesh.metrics.is_none_or(|address| address.port() != 0));
+    assert!(mesh.name.as_ref().is_none_or(|name| (1..=128).contains(&name.len())));
+    if let Advertise::Address(address) = &mesh.advertise {
+        assert!(!mesh.prefix.contains(*address) && !address.is_loopback());
+    }
+    if let Some(registry) = &mesh.registry {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        assert!((1..=252).contains(&registry.bucket.len()) && registry.bucket.bytes().all(plain));
+        assert!(!registry.servers.is_empty());
+        assert!(registry.servers.iter().all(|server| !server.host.is_empty() && server.port != 0));
+        assert_eq!(registry.tls.certificate.is_some(), registry.tls.key.is_some());
+    }
 }
 
 pub(crate) fn cmdline(data: &[u8]) {

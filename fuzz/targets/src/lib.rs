@@ -12,6 +12,7 @@
 
 mod configuration;
 mod files;
+mod ikto;
 mod member;
 mod messages;
 mod network;
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "v1_token", run: messages::v1_token },
     Target { name: "v1_message", run: messages::v1_message },
     Target { name: "v2_message", run: messages::v2_message },
@@ -46,6 +47,7 @@ pub const TARGETS: [Target; 17] = [
     Target { name: "mdns", run: responder::mdns },
     Target { name: "http", run: network::http },
     Target { name: "member", run: member::member },
+    Target { name: "ikto", run: ikto::ikto },
 ];
 
 /// Runs the target of this name.

@@ -28,8 +28,55 @@ latchkey:
   protocol: auto
   pcrs: [0, 7, 11]
   mapper: label
-  mesh: {network: fleet-a, prefix: fd10::/16, port: 51821, interface: wg-fleet}
+  mesh:
+    network: fleet-a
+    prefix: fd10::/16
+    port: 51821
+    interface: wg-fleet
+    name: node-17
+    registry: ['tls://nats-1.example.org', 'nats://[fd00::1]:4333/']
+    credentials: |
+      -----BEGIN NATS USER JWT-----
+      eyJ0
+      ------END NATS USER JWT------
+      -----BEGIN USER NKEY SEED-----
+      SUAB
+      ------END USER NKEY SEED------
+    bucket: fleet-a
+    registry_ca: /oem/ca.pem
+    registry_certificate: /oem/node.pem
+    registry_key: |
+      -----BEGIN PRIVATE KEY-----
+      MC4C
+      -----END PRIVATE KEY-----
+    advertise_address: node.example.org
+    keepalive: 25
+    mtu: 1420
+    signatures: prefer
+    metrics: '[::1]:9586'
 ";
+/// As `ikto init` prints it, filled in, and with what Ikto does not know.
+const IKTO: &str = r#"{
+  "name": "node-A",
+  "advertise_address": "10.99.1.2",
+  "private_address": "fd10:aaaa:1::",
+  "subnet_prefix": 48,
+  "mesh_cidr": "fd10::/16",
+  "wg_dev_name": "wg-ikto",
+  "wg_port": 51820,
+  "private_key_path": "/etc/ikto/key",
+  "nats_creds": "$HOME/${X}/~.creds",
+  "nats_url": "nats://user:p%40ss@nats,tls://[::1]:4333/,nats://",
+  "nats_kv": "ikto-mesh",
+  "signatures": "require",
+  "strict": false,
+  "persistent_keepalive": 25,
+  "mtu": 1380,
+  "nats_ca": "~/ca.pem",
+  "nats_cert": "c",
+  "nats_key": "k",
+  "nats-url": [null, {"a": 1.5e9}]
+}"#;
 const CMDLINE: &str = r#"BOOT_IMAGE=(hd0,gpt3)/boot/vmlinuz console=tty1 root=live:CDLABEL=COS_LIVE rd.live.dir=/ 8250.nr_uarts=1 3 a\ b dyndbg="file a.c +p" x='y z' kairos.config=kcrypt.challenger.mdns=true kcrypt.challenger.challenger_server=http://kms.local:8082 latchkey.pcrs=0,7 kairos.config_url=https://x/y"#;
 const MANIFESTS: &str = "apiVersion: keyserver.kairos.io/v1alpha1
 kind: SealedVolume
@@ -116,7 +163,15 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         }
         "cloud_config" => vec![
             WHOLE.to_owned(),
+            "latchkey: {mesh: {network: n, prefix: 10.0.0.0/8, registry: 'nats://u:p%40ss@n', advertise_interface: eth0, keepalive: off}}".to_owned(),
+            "%40x@nats:4222".to_owned(),
             "config_url: http://x/2\nkcrypt: ~\nlatchkey: {<<: {deadline: 5s}}".to_owned(),
+        ],
+        "ikto" => vec![
+            IKTO.to_owned(),
+            r#"{"mesh_cidr":"10.64.0.0/10","private_address":"::ffff:10.70.172.0","Subnet_Prefix":24,"advertise_address":"n","WG_DEV_NAME":"w","wg_port":1,"private_key_path":"k","nats_kv":"b"}"#.to_owned(),
+            "null".to_owned(),
+            "@nats:4222".to_owned(),
         ],
         "cmdline" => vec![CMDLINE.to_owned(), "root=LABEL=COS_ACTIVE kcrypt.nv_index=1".to_owned()],
         "manifest" => vec![MANIFESTS.to_owned()],

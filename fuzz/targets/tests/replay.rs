@@ -110,4 +110,4 @@ macro_rules! replays {
     )*};
 }
 
-replays! { v1_token v1_message v2_message plugin_event tpm_structure ek cloud_config cmdline manifest disk luks_token identity timeline dns mdns http member }
+replays! { v1_token v1_message v2_message plugin_event tpm_structure ek cloud_config cmdline manifest disk luks_token identity timeline dns mdns http member ikto }

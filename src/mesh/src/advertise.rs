@@ -1,7 +1,7 @@
 //! Where the others are told to reach this node, and whether a NAT is in between.
 //!
-//! What is decided, is decided by functions of addresses; what has to be asked (names, routes, interfaces), by
-//! [`resolve`] and [`is_behind_nat`] alone.
+//! What is decided, is decided by functions of addresses; what has to be asked (names, routes, interfaces), by [`resolve`]
+//! alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -140,14 +140,6 @@ fn choose(found: Vec<IpAddr>, mesh: &Cidr, known: Option<IpAddr>) -> Option<IpAd
 fn own_first(mut found: Vec<IpAddr>, is_own: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
     found.sort_by_key(|address| (!is_own(*address), address.is_ipv6(), *address));
     found
-}
-
-/// [`behind_nat`], with the host asked whether the address is its own.
-///
-/// # Errors
-/// [`Error::Kernel`].
-pub fn is_behind_nat(advertised: IpAddr, peers: impl IntoIterator<Item = IpAddr>) -> Result<bool> {
-    Ok(behind_nat(advertised, path::is_local(advertised)?, peers))
 }
 
 /// Whether this host is behind a NAT: the advertised address is none of its own, or a private one while a peer of the same

@@ -15,6 +15,16 @@ const MAX_MTU: u32 = 65_455;
 
 type Value<T> = Result<T, String>;
 
+/// What was written, for an error: quoted, and not without end.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    const LONGEST: usize = 64;
+    match text.char_indices().nth(LONGEST).and_then(|(end, _)| text.get(..end)) {
+        Some(start) => format!("{start:?}..."),
+        None => format!("{text:?}"),
+    }
+}
+
 pub(crate) fn name(text: &str) -> Value<String> {
     if text.len() > MAX_NAME || text.chars().any(char::is_control) {
         return Err(format!(
@@ -59,11 +69,12 @@ pub fn advertise(text: &str) -> Value<Advertise> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let last = name.rsplit('.').next().unwrap_or_default();
     if !is_host(text) || last.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(format!("{text:?} is neither an IP address nor a DNS name"));
+        return Err(format!("{} is neither an IP address nor a DNS name", shown(text)));
     }
     if last.eq_ignore_ascii_case("localhost") {
         return Err(format!(
-            "{text:?} is each machine itself; write the name under which others reach this one"
+            "{} is each machine itself; write the name under which others reach this one",
+            shown(text)
         ));
     }
     Ok(Advertise::Name(text.to_owned()))
@@ -92,7 +103,7 @@ pub(crate) fn keepalive(text: &str) -> Value<Keepalive> {
         _ => match decimal(text).and_then(|seconds| u16::try_from(seconds).ok()) {
             Some(0) => Ok(Keepalive::Off),
             Some(seconds) => Ok(Keepalive::Every(seconds)),
-            None => Err(format!("{text:?} is neither auto nor off nor seconds, 1 to 65535")),
+            None => Err(format!("{} is neither auto nor off nor seconds, 1 to 65535", shown(text))),
         },
     }
 }
@@ -104,7 +115,7 @@ pub(crate) fn keepalive(text: &str) -> Value<Keepalive> {
 pub fn mtu(text: &str) -> Value<u32> {
     match decimal(text) {
         Some(mtu @ MIN_MTU..=MAX_MTU) => Ok(mtu),
-        _ => Err(format!("{text:?} is no MTU of a mesh, {MIN_MTU} to {MAX_MTU}")),
+        _ => Err(format!("{} is no MTU of a mesh, {MIN_MTU} to {MAX_MTU}", shown(text))),
     }
 }
 
@@ -120,7 +131,7 @@ pub(crate) fn signatures(text: &str) -> Value<Signatures> {
         "require" => Ok(Signatures::Require),
         "prefer" => Ok(Signatures::Prefer),
         "ignore" => Ok(Signatures::Ignore),
-        _ => Err(format!("{text:?} is no policy for signatures: require, prefer or ignore")),
+        _ => Err(format!("{} is no policy for signatures: require, prefer or ignore", shown(text))),
     }
 }
 
@@ -128,7 +139,8 @@ pub(crate) fn metrics(text: &str) -> Value<SocketAddr> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() != 0 => Ok(address),
         _ => Err(format!(
-            "{text:?} is not ADDRESS:PORT, as 127.0.0.1:9586, [::1]:9586 or, for everybody, [::]:9586"
+            "{} is not ADDRESS:PORT, as 127.0.0.1:9586, [::1]:9586 or, for everybody, [::]:9586",
+            shown(text)
         )),
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use latchkey_config::mesh::url::{self, ServerUrl};
+use latchkey_config::mesh::value::shown;
 use latchkey_config::mesh::{Advertise, Keepalive, Login, MAX_SERVERS, Server, value};
 use latchkey_wire::member::{Cidr, SignaturePolicy};
 
@@ -95,7 +96,7 @@ fn fault(key: &'static str, why: impl Into<String>) -> Fault {
 fn nearly(written: &str) -> Option<String> {
     let (nearest, distance) = latchkey_config::nearest_of(KEYS.into_iter(), written)?;
     (distance <= 2)
-        .then(|| format!("unknown key {written:?} has no effect; did you mean {nearest}?"))
+        .then(|| format!("unknown key {} has no effect; did you mean {nearest}?", shown(written)))
 }
 
 fn name(text: &str) -> Checking<String> {
@@ -113,7 +114,8 @@ fn mesh(text: &str) -> Checking<Cidr> {
     if text.is_empty() {
         return Err(wrong("missing"));
     }
-    let mesh: Cidr = text.parse().map_err(|_| wrong(&format!("{text:?} is not ADDRESS/LENGTH")))?;
+    let mesh: Cidr =
+        text.parse().map_err(|_| wrong(&format!("{} is not ADDRESS/LENGTH", shown(text))))?;
     if mesh.length() == 0 {
         return Err(wrong(&format!(
             "{text} is every address there is, and its route the default route"
@@ -145,7 +147,7 @@ fn address(document: &Document, mesh: &Cidr) -> Checking<Cidr> {
         return Err(wrong("missing".into()));
     }
     let address: IpAddr =
-        text.parse().map_err(|_| wrong(format!("{text:?} is not an IP address")))?;
+        text.parse().map_err(|_| wrong(format!("{} is not an IP address", shown(text))))?;
     // As Ikto: in an IPv4 mesh the mapped form is the address itself.
     let address = if mesh.address().is_ipv4() { address.to_canonical() } else { address };
     if address.is_ipv4() != mesh.address().is_ipv4() {
@@ -219,7 +221,8 @@ fn device(text: &str) -> Checking<String> {
         Ok(text.to_owned())
     } else {
         let why = format!(
-            "{text:?} is no interface name: 1 to {MAX_DEVICE_NAME} bytes without `/`, `:` and white space, as wg-ikto"
+            "{} is no interface name: 1 to {MAX_DEVICE_NAME} bytes without `/`, `:` and white space, as wg-ikto",
+            shown(text)
         );
         Err(fault("wg_dev_name", why))
     }
@@ -277,7 +280,10 @@ fn signatures(text: &str) -> Checking<SignaturePolicy> {
         "require" => Ok(SignaturePolicy::Require),
         "prefer" => Ok(SignaturePolicy::Prefer),
         "ignore" => Ok(SignaturePolicy::Ignore),
-        _ => Err(fault("signatures", format!("{text:?} is neither require, prefer nor ignore"))),
+        _ => Err(fault(
+            "signatures",
+            format!("{} is neither require, prefer nor ignore", shown(text)),
+        )),
     }
 }
 
