@@ -53,6 +53,8 @@ struct Known {
     peers: BTreeMap<PublicKey, Peer>,
     /// When the device was looked at: peers that were alive then count as alive.
     at: SystemTime,
+    /// Not so if a peer was refused: the device may have taken some of what was said of it.
+    is_certain: bool,
 }
 
 /// What a device is, as `latchkey status` shows it.
@@ -129,15 +131,20 @@ impl Device {
         look: Look,
     ) -> Result<Vec<Change>> {
         if look == Look::Remembered
-            && let Some(known) = self.known.take()
+            && let Some(known) = self.known.take_if(|known| known.is_certain)
             && let Ok(changes) = self.round(desired, key, Some(known))
         {
             return Ok(changes);
         }
         // Not known, or not any more what it was.
         let now = SystemTime::now();
-        let known =
-            self.read()?.map(|Snapshot { actual, peers, .. }| Known { actual, peers, at: now });
+        let is_certain = true;
+        let known = self.read()?.map(|Snapshot { actual, peers, .. }| Known {
+            actual,
+            peers,
+            at: now,
+            is_certain,
+        });
         self.round(desired, key, known)
     }
 
@@ -188,14 +195,13 @@ impl Device {
         }
         let refused = &self.refused;
         self.memory.note(desired, |key| refused.contains_key(key));
-        if refused.is_empty() {
-            let (mut actual, mut peers) = known.map_or_else(
-                || (Actual::created(desired.mtu), BTreeMap::new()),
-                |known| (known.actual, known.peers),
-            );
-            settle(&mut actual, &mut peers, desired, &changes);
-            self.known = Some(Known { actual, peers, at });
-        }
+        let is_certain = refused.is_empty();
+        let (mut actual, mut peers) = known.map_or_else(
+            || (Actual::created(desired.mtu), BTreeMap::new()),
+            |known| (known.actual, known.peers),
+        );
+        settle(&mut actual, &mut peers, desired, &changes);
+        self.known = Some(Known { actual, peers, at, is_certain });
         Ok(changes)
     }
 

@@ -10,8 +10,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    Emitable, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -67,11 +67,28 @@ impl Netlink {
     where
         M: NetlinkSerializable + NetlinkDeserializable,
     {
+        self.repeat(message, flags, |answer: io::Result<M>| answer.map(Some))
+    }
+
+    /// Sends `message` until its answers are of one piece, and returns what `keep` makes of them.
+    fn repeat<M, T>(
+        &mut self,
+        message: &M,
+        flags: u16,
+        mut keep: impl FnMut(io::Result<M>) -> io::Result<Option<T>>,
+    ) -> io::Result<Vec<T>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
         for _ in 0..DUMP_ATTEMPTS {
             self.send(message, flags)?;
-            let mut answers = Vec::new();
-            match self.receive(&mut answers)? {
-                Answer::Complete => return Ok(answers),
+            let mut kept = Vec::new();
+            let answer = self.receive(|answer| {
+                kept.extend(keep(answer)?);
+                Ok(())
+            })?;
+            match answer {
+                Answer::Complete => return Ok(kept),
                 Answer::Interrupted => {}
             }
         }
@@ -97,20 +114,32 @@ impl Netlink {
         self.socket.send(&bytes, 0).map(drop)
     }
 
-    fn receive<M: NetlinkDeserializable>(&mut self, answers: &mut Vec<M>) -> io::Result<Answer> {
+    fn receive<M: NetlinkDeserializable>(
+        &mut self,
+        mut take: impl FnMut(io::Result<M>) -> io::Result<()>,
+    ) -> io::Result<Answer> {
         let mut interrupted = false;
         loop {
             let length = self.socket.recv(&mut &mut self.buffer[..], 0)?;
             let mut rest = self.buffer.get(..length).unwrap_or_default();
             while !rest.is_empty() {
-                let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
-                rest = rest.get(padded(message.header.length)..).unwrap_or_default();
-                if message.header.sequence_number != self.sequence {
+                let header = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+                let (sequence, flags) = (header.sequence_number(), header.flags());
+                let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other);
+                rest = rest.get(padded(header.length())..).unwrap_or_default();
+                if sequence != self.sequence {
                     continue; // left over from a request that failed half way
                 }
-                interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
-                match message.payload {
-                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                interrupted |= flags & NLM_F_DUMP_INTR != 0;
+                let payload = match message {
+                    Ok(message) => message.payload,
+                    Err(error) => {
+                        take(Err(error))?;
+                        continue;
+                    }
+                };
+                match payload {
+                    NetlinkPayload::InnerMessage(answer) => take(Ok(answer))?,
                     NetlinkPayload::Error(error) if error.code.is_some() => {
                         return Err(error.to_io());
                     }

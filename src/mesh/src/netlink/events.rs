@@ -1,12 +1,13 @@
-//! Changes of one interface and its addresses, as rtnetlink(7) announces them. That something
-//! changed is all that is taken from them: what it is now, the next look will tell, and so a lost
-//! announcement does no harm either.
+//! Changes of one interface and its addresses, and of the default routes, as rtnetlink(7) announces
+//! them. That something changed is all that is taken from them: what it is now, the next look will
+//! tell, and so a lost announcement does no harm either.
 
 use std::io;
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteType};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
@@ -15,7 +16,16 @@ use tokio::io::unix::AsyncFd;
 
 use super::{BUFFER_SIZE, padded};
 
-const GROUPS: i32 = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+/// Of the routes only the default ones count: with them the own address changes, and where the peers
+/// are. The many of a busy host are no reason to look; the next tick will.
+const GROUPS: i32 = libc::RTMGRP_LINK
+    | libc::RTMGRP_IPV4_IFADDR
+    | libc::RTMGRP_IPV6_IFADDR
+    | libc::RTMGRP_IPV4_ROUTE
+    | RTMGRP_IPV6_ROUTE;
+
+/// linux/rtnetlink.h.
+const RTMGRP_IPV6_ROUTE: i32 = 0x400;
 
 pub(crate) struct Events(AsyncFd<Socket>);
 
@@ -95,6 +105,11 @@ impl Watched<'_> {
             RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
                 address.header.index == self.index
             }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                route.header.destination_prefix_length == 0
+                    && route.header.kind == RouteType::Unicast
+                    && !route.attributes.contains(&RouteAttribute::Oif(self.index))
+            }
             _ => false,
         }
     }
@@ -111,6 +126,7 @@ impl Watched<'_> {
 #[cfg(test)]
 mod tests {
     use netlink_packet_route::address::AddressMessage;
+    use netlink_packet_route::route::RouteMessage;
 
     use super::*;
 
@@ -123,6 +139,14 @@ mod tests {
         link
     }
 
+    fn route(length: u8, index: u32) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.destination_prefix_length = length;
+        route.header.kind = RouteType::Unicast;
+        route.attributes = vec![RouteAttribute::Oif(index)];
+        route
+    }
+
     fn address(index: u32) -> AddressMessage {
         let mut address = AddressMessage::default();
         address.header.index = index;
@@ -130,8 +154,8 @@ mod tests {
     }
 
     #[test]
-    fn only_the_own_interface_counts() {
-        use RouteNetlinkMessage::{DelAddress, DelLink, NewAddress, NewLink};
+    fn only_the_own_interface_and_the_default_routes_count() {
+        use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
         let cases = [
             (NewLink(link(7, "wg-latchkey")), true),
             (DelLink(link(7, "wg-latchkey")), true),
@@ -142,6 +166,11 @@ mod tests {
             (NewAddress(address(7)), true),
             (DelAddress(address(7)), true),
             (NewAddress(address(8)), false),
+            (NewRoute(route(0, 8)), true),
+            (DelRoute(route(0, 8)), true),
+            (NewRoute(route(0, 7)), false),
+            (NewRoute(route(24, 8)), false),
+            (DelRoute(route(16, 7)), false),
         ];
         for (message, counts) in cases {
             let payload = NetlinkPayload::InnerMessage(message);
