@@ -371,6 +371,8 @@ impl Agent {
             }
         }
         if joining.is_joined() != was_joined {
+            // So that the time is noted now and not with the next tick.
+            self.look.get_or_insert(Look::Remembered);
             by(&mut self.due.show, now + SHOW);
             by(&mut self.due.store, now + STORE_SOON);
         }
