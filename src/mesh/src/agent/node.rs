@@ -256,11 +256,12 @@ impl Agent {
                 self.ask_advertised();
             }
             Event::Put(_) | Event::Deleted { .. } => self.counters.updates += 1,
-            Event::Away { reason } => {
+            // Why, the registry has said itself.
+            Event::Away { .. } => {
                 if joining.is_current() {
                     self.counters.lost += 1;
+                    log::warn!("registry: lost; {} stay as they are", peers(joining.peers().count()));
                 }
-                log::warn!("registry: away: {reason}; nothing is removed, and it is tried again");
                 if self.due.patience.is_some() {
                     self.due.patience = Some(Instant::now());
                 }
@@ -379,6 +380,7 @@ impl Agent {
         if joining.take_changed() {
             self.look.get_or_insert(Look::Remembered);
             by(&mut self.due.measure, now + MEASURE);
+            by(&mut self.due.store, now + STORE_AGAIN);
         }
         Ok(())
     }
@@ -393,8 +395,8 @@ impl Agent {
             joining.take_changed();
             self.look = Some(Look::Fresh);
             log::warn!(
-                "registry: no answer so far; going on with the {} peers known from the last time",
-                joining.peers().count()
+                "registry: no answer so far; going on with {} known from the last time",
+                peers(joining.peers().count())
             );
             return Ok(());
         }
@@ -739,10 +741,15 @@ impl Agent {
             _ => format!("{interface} waits for its address"),
         };
         let Some(joining) = &self.joining else { return device };
-        let peers = joining.peers().count();
+        let peers = peers(joining.peers().count());
         match joining.state() {
-            (_, Some(reason)) => format!("{device}, {peers} peers; registry: {reason}"),
-            (_, None) => format!("{device}, {peers} peers; joined"),
+            (_, Some(reason)) => format!("{device}, {peers}; registry: {reason}"),
+            (_, None) => format!("{device}, {peers}; joined"),
         }
     }
+}
+
+fn peers(count: usize) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} peer{s}")
 }
