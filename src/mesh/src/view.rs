@@ -5,10 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Fields may be added; what is there keeps its meaning.
+/// Fields may be added; what is there keeps its meaning. One that is missing, because the agent that runs is older than the
+/// program that asks it, is as if it were empty.
 pub const VERSION: u32 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub struct View {
     pub version: u32,
     pub node: Node,
@@ -23,6 +25,7 @@ pub struct View {
 
 /// This node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub struct Node {
     pub name: String,
     pub public_key: String,
@@ -47,6 +50,7 @@ pub struct Node {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub struct RegistryView {
     /// `nats://10.0.0.5:4222, bucket ikto-mesh`.
     pub at: String,
@@ -73,6 +77,7 @@ pub enum RegistryState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub struct MemberView {
     pub name: String,
     pub public_key: String,
@@ -87,6 +92,7 @@ pub struct MemberView {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub struct Problem {
     /// The registry's key.
     pub key: String,
@@ -96,6 +102,7 @@ pub struct Problem {
 
 /// Since the agent started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub struct Counters {
     /// Times that everything was read anew.
     pub snapshots: u64,
@@ -107,4 +114,18 @@ pub struct Counters {
     pub repairs: u64,
     pub peers_set: u64,
     pub peers_removed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_of_an_older_or_a_later_agent_is_read() {
+        let text = r#"{"version": 1, "node": {"name": "a", "colour": "blue"}, "registry": {"state": "joined"},
+                       "members": [{"name": "b"}], "weather": []}"#;
+        let view: View = serde_json::from_str(text).unwrap();
+        assert_eq!((view.node.name.as_str(), view.members.len()), ("a", 1));
+        assert_eq!(view.registry.unwrap().state, RegistryState::Joined);
+    }
 }

@@ -175,6 +175,20 @@ fn the_page_is_strictly_what_prometheus_reads() {
     assert_eq!(families["latchkey_peer_sent_bytes_total"].1.len(), 2);
 }
 
+/// `docs/commands.md` names each of them, and the labels they have.
+#[test]
+fn all_of_it_is_documented() {
+    let documented = include_str!("../../../../docs/commands.md");
+    for (name, (_, samples)) in parse(&render(&known(), Some(Some(&device())))) {
+        let row = format!("`{}`", name.strip_prefix("latchkey_").unwrap());
+        let row =
+            documented.lines().find(|line| line.contains(&row)).unwrap_or_else(|| panic!("{row}"));
+        for (label, _) in samples.iter().flat_map(|(labels, _)| labels) {
+            assert!(row.contains(&format!("`{label}`")), "{name}: {label}");
+        }
+    }
+}
+
 #[test]
 fn what_is_not_known_is_left_out_and_not_zero() {
     let families = parse(&render(&View::default(), None));

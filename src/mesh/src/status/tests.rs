@@ -214,6 +214,42 @@ fn json_has_the_same() {
     assert_eq!(json.pointer("/identity/reason"), Some(&"opened by hand".into()));
 }
 
+/// `docs/commands.md` names each key.
+#[test]
+fn all_of_the_json_is_documented() {
+    fn keys(value: &serde_json::Value, found: &mut std::collections::BTreeSet<String>) {
+        match value {
+            serde_json::Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+                found.insert(key.clone());
+                keys(value, found);
+            }),
+            serde_json::Value::Array(items) => items.iter().for_each(|item| keys(item, found)),
+            _ => {}
+        }
+    }
+    let documented = include_str!("../../../../docs/commands.md");
+    let mut found = std::collections::BTreeSet::new();
+    let identities = [
+        IdentityStatus::Missing { reason: String::new() },
+        IdentityStatus::File { path: "/key".into() },
+    ];
+    for identity in identities.into_iter().map(Some).chain([up().identity]) {
+        let mut status = with_agent(Status { identity, peers: of_all_kinds(), ..without_mesh() });
+        status.device = up().device;
+        status.agent.as_mut().unwrap().problems.push(Problem::default());
+        let json = status.to_json().unwrap();
+        keys(&serde_json::from_str(&json).unwrap(), &mut found);
+    }
+    assert!(found.len() > 40, "{found:?}");
+    let missing: Vec<_> = found
+        .iter()
+        .filter(|key| {
+            !documented.contains(&format!("`{key}`")) && !documented.contains(&format!(".{key}`"))
+        })
+        .collect();
+    assert_eq!(missing, [""; 0]);
+}
+
 #[test]
 fn ages_and_sizes_read_as_in_wg() {
     let ages = [
