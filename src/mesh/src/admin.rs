@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 pub use client::{fetch_view, node_info, view};
 pub use message::{NodeInfo, Peer};
 pub use server::Server;
-pub(crate) use server::refrain;
 
 /// Where Ikto's agent has it, and ours with an ikto.json.
 pub const IKTO_SOCKET: &str = "/tmp/ikto.sock";

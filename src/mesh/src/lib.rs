@@ -9,6 +9,7 @@ pub mod boot;
 pub mod cache;
 pub mod claim;
 pub mod cli;
+mod clients;
 pub mod device;
 pub mod error;
 pub mod handover;

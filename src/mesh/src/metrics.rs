@@ -23,11 +23,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 
-use crate::admin::refrain;
+use crate::clients::Clients;
 use crate::device::{Device, Peer};
 use crate::error::{Error, Result};
 use crate::key::PublicKey;
@@ -71,26 +70,10 @@ impl Server {
             Error::Kernel { action: "wait for readers of the metrics".into(), source }
         })?;
         let source = Arc::new(Source { view, interface, page: Mutex::new(None) });
-        let places = Arc::new(Semaphore::new(READERS));
-        // With this future its readers end.
-        let mut readers = JoinSet::new();
+        let mut readers = Clients::new(READERS, READER_TIMEOUT);
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                Some(_) = readers.join_next() => continue,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let Ok(place) = places.clone().try_acquire_owned() else { continue };
-                    let source = source.clone();
-                    readers.spawn(async move {
-                        let _place = place;
-                        // Whether it was read is the reader's business.
-                        let _ = timeout(READER_TIMEOUT, talk(stream, source)).await;
-                    });
-                }
-                Err(error) => refrain(&error).await,
-            }
+            let (stream, _) = readers.next(|context| listener.poll_accept(context)).await;
+            readers.serve(talk(stream, source.clone()));
         }
     }
 }
@@ -104,18 +87,21 @@ pub async fn serve(
     Server::bind(address)?.serve(view, interface).await
 }
 
-async fn talk(stream: TcpStream, source: Arc<Source>) -> hyper::Result<()> {
+async fn talk(stream: TcpStream, source: Arc<Source>) {
     let service = service_fn(|request| {
         let source = source.clone();
         async move { Ok::<_, Infallible>(answer(&request, &source).await) }
     });
-    http1::Builder::new()
+    let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(READER_TIMEOUT)
         .max_buf_size(8 * 1024)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
-        .await
+        .await;
+    if let Err(error) = served {
+        log::debug!("a reader of the metrics: {error}");
+    }
 }
 
 async fn answer(request: &Request<Incoming>, source: &Source) -> Response<Full<Bytes>> {

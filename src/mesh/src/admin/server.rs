@@ -1,9 +1,7 @@
 //! The agent's side. Nothing that comes in over the socket costs the agent more than what is bounded here.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +13,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::{Grpc, UnaryService};
@@ -24,10 +20,11 @@ use tonic_prost::ProstCodec;
 
 use super::message::{NODE_INFO, NodeInfo, VIEW, ViewResponse};
 use super::socket::Bound;
+use crate::clients::Clients;
 use crate::error::{Error, Result};
 use crate::view::View;
 
-/// Connections at once. The oldest makes place for a new one, so that no silent client keeps others out.
+/// Connections at once.
 const CONNECTIONS: usize = 16;
 /// A client asks one thing. More than one at a time would only multiply the memory that its answers take.
 const STREAMS: u32 = 1;
@@ -63,35 +60,12 @@ impl Server {
             action: "wait for clients of the admin socket".into(),
             source,
         })?;
-        let mut clients = JoinSet::new();
-        let mut oldest = VecDeque::with_capacity(CONNECTIONS);
+        let mut clients = Clients::new(CONNECTIONS, LIFE);
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                Some(_) = clients.join_next() => {
-                    oldest.retain(|client: &tokio::task::AbortHandle| !client.is_finished());
-                    continue;
-                }
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    if oldest.len() >= CONNECTIONS
-                        && let Some(client) = oldest.pop_front()
-                    {
-                        client.abort();
-                    }
-                    oldest.push_back(clients.spawn(timeout(LIFE, talk(stream, view.clone()))));
-                }
-                Err(error) => refrain(&error).await,
-            }
+            let (stream, _) = clients.next(|context| listener.poll_accept(context)).await;
+            clients.serve(talk(stream, view.clone()));
         }
     }
-}
-
-/// Out of file descriptors, most likely: the client stays in the queue, so asking again at once would spin.
-pub(crate) async fn refrain(error: &io::Error) {
-    log::warn!("cannot accept a connection: {error}");
-    sleep(Duration::from_secs(1)).await;
 }
 
 async fn talk(stream: UnixStream, view: watch::Receiver<Arc<View>>) {
