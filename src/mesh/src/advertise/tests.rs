@@ -1,3 +1,5 @@
+use std::process::Command;
+
 use super::*;
 use crate::settings::from_cloud_config;
 
@@ -127,4 +129,103 @@ fn an_interface_without_a_global_address_is_an_error_that_names_it() {
         let error = run(resolve(&settings, None)).unwrap_err();
         assert!(error.to_string().contains(interface), "{error}");
     }
+}
+
+/// Whether this is the test in a network of its own; if not, it is run there.
+fn in_a_network_of_its_own(test: &str) -> bool {
+    const MARK: &str = "LATCHKEY_TEST_NETWORK";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    let status = Command::new("unshare")
+        .args(["--net", "--mount", "--fork", "--kill-child"])
+        .args(if is_root { [].as_slice() } else { &["--map-root-user"] })
+        .arg("--")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(MARK, "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test}, in a network of its own");
+    false
+}
+
+fn run_line(line: &str) {
+    let mut words = line.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+    assert!(status.success(), "{line}");
+}
+
+/// Two ways out, the second of them the default one; a third is the mesh's own.
+#[test]
+fn the_kernels_routes_and_the_names_of_the_host_are_asked() {
+    let test = "advertise::tests::the_kernels_routes_and_the_names_of_the_host_are_asked";
+    if !in_a_network_of_its_own(test) {
+        return;
+    }
+    for line in [
+        "ip link set lo up",
+        "ip link add near type veth peer name far",
+        "ip link add wan type veth peer name away",
+        "ip link add wg-latchkey type veth peer name within",
+        "ip address add 192.0.2.7/24 dev near",
+        "ip address add fd00::7/64 dev near nodad",
+        "ip address add 198.51.100.7/24 dev wan",
+        "ip address add fd10:a::7/16 dev wg-latchkey nodad",
+    ] {
+        run_line(line);
+    }
+    for link in ["near", "far", "wan", "away", "wg-latchkey", "within"] {
+        run_line(&format!("ip link set {link} up"));
+    }
+    run_line("ip route add default via 198.51.100.1 dev wan");
+    let hosts = tempfile::NamedTempFile::new().unwrap();
+    let names = "127.0.0.1 localhost\n203.0.113.7 node.test\nfd00::7 node.test\n203.0.113.8 nat.test\n192.0.2.9 nats.test\n";
+    std::fs::write(hosts.path(), names).unwrap();
+    run_line(&format!("mount --bind {} /etc/hosts", hosts.path().display()));
+
+    // No name server but one on this host, which is not there: it says so at once.
+    let resolver = tempfile::NamedTempFile::new().unwrap();
+    run_line(&format!("mount --bind {} /etc/resolv.conf", resolver.path().display()));
+
+    let to = |mesh: &str, known: Option<&str>| {
+        let known = known.map(|known| Advertised { address: ip(known), name: None });
+        let settings = settings(&format!("prefix: 'fd10::/16', {mesh}"));
+        run(resolve(&settings, known.as_ref())).map(|advertised| advertised.address)
+    };
+    for (mesh, known, expected) in [
+        // Towards the registry, by address or by name.
+        ("registry: nats://192.0.2.9", None, "192.0.2.7"),
+        ("registry: nats://nats.test", None, "192.0.2.7"),
+        ("registry: 'nats://[fd00::9]'", None, "fd00::7"),
+        ("registry: nats://203.0.113.1", None, "198.51.100.7"),
+        // Several lead out by several ways: the first, or the one that it was.
+        ("registry: [nats://203.0.113.1, nats://192.0.2.9]", None, "198.51.100.7"),
+        ("registry: [nats://203.0.113.1, nats://192.0.2.9]", Some("192.0.2.7"), "192.0.2.7"),
+        ("registry: [nats://203.0.113.1, nats://192.0.2.9]", Some("192.0.2.8"), "198.51.100.7"),
+        // Nothing can be said of a way to this host, through the mesh, or to nobody knows where.
+        ("registry: nats://127.0.0.1", None, "198.51.100.7"),
+        ("registry: 'nats://[fd10:b::1]'", None, "198.51.100.7"),
+        ("registry: nats://nats.invalid", None, "198.51.100.7"),
+        ("registry: nats://nats.invalid", Some("192.0.2.7"), "192.0.2.7"),
+        ("registry: nats://nats.invalid", Some("192.0.2.8"), "198.51.100.7"),
+        ("port: 1", None, "198.51.100.7"),
+        ("advertise_interface: near", None, "192.0.2.7"),
+        ("advertise_interface: wan", None, "198.51.100.7"),
+        // Of a name's addresses the own one; where none is, a NAT's.
+        ("advertise_address: node.test", None, "fd00::7"),
+        ("advertise_address: node.test", Some("203.0.113.7"), "203.0.113.7"),
+        ("advertise_address: nat.test", None, "203.0.113.8"),
+    ] {
+        assert_eq!(to(mesh, known).unwrap(), ip(expected), "{mesh} {known:?}");
+    }
+    // The mesh's own device is no way.
+    run_line("ip route replace default dev wg-latchkey");
+    run_line("ip address flush dev wan");
+    let lost = to("port: 1", None).unwrap_err();
+    assert!(
+        matches!(&lost, Error::Advertise { reason } if reason.contains("no default route")),
+        "{lost}"
+    );
 }
