@@ -411,3 +411,45 @@ impl fmt::Debug for Consumer<'_> {
 }
 
 const _: () = assert!(SILENCE.as_millis() > 2 * HEARTBEAT.as_millis());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(n: usize, revision: u64) -> Change {
+        let value = Some(Bytes::from_static(b"x"));
+        Change { key: format!("peers.{n}"), value, revision, pending: 0 }
+    }
+
+    #[test]
+    fn records_beyond_the_bound_are_left_out_the_newest_first() {
+        let mut records = Records::default();
+        (0..MAX_RECORDS + 5).for_each(|n| records.read(put(n, n as u64)));
+        // A known one may change, and so make room for none.
+        records.read(put(0, 90_000));
+        assert_eq!(records.left_out, 5);
+        let entries = records.take();
+        assert_eq!(entries.len(), MAX_RECORDS);
+        assert_eq!(entries[0].revision, 1);
+        assert_eq!(entries[MAX_RECORDS - 1].revision, 90_000);
+
+        assert_eq!(records.live(put(MAX_RECORDS, 90_001)), None);
+        assert!(records.live(put(7, 90_002)).is_some());
+        let gone = Change { key: "peers.7".into(), value: None, revision: 90_003, pending: 0 };
+        assert_eq!(
+            records.live(gone),
+            Some(Event::Deleted { key: "peers.7".into(), revision: 90_003 })
+        );
+        assert!(records.live(put(MAX_RECORDS, 90_004)).is_some(), "there is room now");
+    }
+
+    #[test]
+    fn a_key_that_is_deleted_while_it_is_read_is_none() {
+        let mut records = Records::default();
+        records.read(put(1, 1));
+        records.read(put(2, 2));
+        records.read(Change { key: "peers.1".into(), value: None, revision: 3, pending: 0 });
+        let keys: Vec<_> = records.take().into_iter().map(|entry| entry.key).collect();
+        assert_eq!(keys, ["peers.2"]);
+    }
+}

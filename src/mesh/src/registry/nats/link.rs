@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr};
 use bytes::Bytes;
-use log::{debug, info, warn};
+use log::debug;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -116,13 +116,13 @@ async fn keep(settings: &Arc<RegistrySettings>, link: &watch::Sender<Link>) {
                         known.push(server.clone());
                     }
                     remember(&mut discovered, &session.client, server);
-                    info!("registry: connected to {server}");
+                    debug!("registry: connected to {server}");
                     let session = Arc::new(session);
                     let since = Instant::now();
                     link.send_replace(Link::Up(Arc::clone(&session)));
                     let why = session.serve(&mut events).await;
                     session.end(&why);
-                    warn!("registry: {why}");
+                    debug!("registry: {why}");
                     link.send_replace(Link::Away(why.as_str().into()));
                     reasons.clear();
                     if since.elapsed() >= STABLE {
@@ -155,7 +155,7 @@ fn away(link: &watch::Sender<Link>, why: &str) {
     link.send_if_modified(|link| {
         let news = !matches!(link, Link::Away(known) if known.as_ref() == why);
         if news {
-            warn!("registry: {why}");
+            debug!("registry: {why}");
             *link = Link::Away(why.into());
         }
         news
