@@ -1,5 +1,6 @@
-//! The mesh service in a booted machine: it takes its identity and leaves no copy, survives restarts without touching the
-//! device, repairs what others change, and says clearly what is wrong.
+//! The mesh service in a booted machine: it takes its identity and leaves no copy, survives restarts, reloads and a hung agent
+//! without touching the device, repairs what others change, goes on in user space where the kernel has no WireGuard, and
+//! says clearly what is wrong.
 
 use std::process::Command;
 
@@ -30,16 +31,22 @@ const SCRIPT: &str = r#"
 say() { echo "MESH $1: $2"; }
 property() { systemctl show latchkey --property "$1" --value; }
 service() { echo "$(property ActiveState) $(property Result)"; }
-address() { ip -brief address show wg-latchkey | awk '{print $3, $4}' | sed 's/ $//'; }
+# Without the link-local one that a tun link gives itself.
+address() { ip -oneline address show wg-latchkey | awk '$4 !~ /^fe80:/ {print $4}'; }
 index() { cat /sys/class/net/wg-latchkey/ifindex; }
 # `latchkey ARGUMENTS` with its exit code, and the words in its answer that matter.
 latchkey_says() { answer=$(latchkey $2 2>&1); say "$1" "$? $(grep -oE "$3" <<<"$answer" | head -n1)"; }
+modes() { stat -c %a /run/latchkey /run/latchkey/agent /var/lib/latchkey | tr '\n' ' '; }
+# Puts other settings into the unit, for as long as the machine runs.
+drop_in() { mkdir -p /run/systemd/system/latchkey.service.d; printf '[Service]\n%s\n' "$@" >/run/systemd/system/latchkey.service.d/test.conf; systemctl daemon-reload; }
+is_restarted() { [ "$(property NRestarts)" -gt "$restarts" ] && systemctl is-active --quiet latchkey; }
 # Waits until a command succeeds.
 until_true() { for _ in $(seq 300); do "$@" && return; sleep 0.2; done; }
 
 key=$(wg show wg-latchkey private-key)
 key_is_there() { [ "$(wg show wg-latchkey private-key)" = "$key" ]; }
 address=$(address)
+journal_says() { journalctl --boot --output=cat --unit latchkey | grep -qF -e "$1"; }
 address_is_back() { [ "$(address)" = "$address" ]; }
 # Files with the private key, below /run as the host and as the service see it.
 copies() {
@@ -52,9 +59,11 @@ echo "$key" >/run/planted; say planted "$(copies | wc -w)"; rm /run/planted
 say "after boot" "$(service) [$(copies)]"
 say "files" "$(cd /run/latchkey && echo *)"
 say "credentials" "$(ls /run/credentials/latchkey.service | wc -l)"
+say "modes" "$(modes)"
+say "exposure" "$(systemd-analyze security --no-pager latchkey.service | tail -n 1 | grep -oE '[0-9.]+ [A-Z]+')"
 say "derived address" "$(address | grep -cE '^fd10:[0-9a-f:]+/16$')"
 
-# A peer that nobody told the agent about, to see that an adopted device keeps what it has.
+# A peer that is nobody's record: it goes, and nothing else.
 wg set wg-latchkey peer "$(wg genkey | wg pubkey)" allowed-ips fd10::1/128
 before=$(index); ip monitor link address >/tmp/events & monitor=$!
 # Set again and again until the monitor shows it: from then on it misses nothing.
@@ -64,14 +73,33 @@ systemctl restart latchkey; sleep 0.5; kill $monitor
 say "after restart" "$(service) [$(copies)]"
 say "monitored" "$([ "$heard" -gt 0 ] && echo yes)"
 say "bytes of events in a restart" "$(($(wc -c </tmp/events) - heard))"
-say "same device" "$([ "$before" = "$(index)" ] && key_is_there && wg show wg-latchkey peers | wc -l)"
+say "same device" "$([ "$before" = "$(index)" ] && key_is_there && echo yes) $(wg show wg-latchkey peers | wc -l)"
+
+port() { wg show wg-latchkey listen-port; }
+port_is() { [ "$(port)" = "$1" ]; }
+configure() { mount -o remount,rw /oem; sed -i "s/port: .*/port: $1/" /oem/90_custom.yaml; systemctl reload latchkey; }
+agent=$(property MainPID)
+configure 51821; until_true port_is 51821; say "reloaded" "$(port)"
+configure nonsense; until_true journal_says "latchkey.mesh.port"; say "reloaded with a mistake" "$(port)"
+configure 51820; until_true port_is 51820; say "reloaded again" "$(port)"
+say "one process for all of them" "$([ "$agent" = "$(property MainPID)" ] && service)"
+
+# An agent that hangs is ended by the watchdog, and started again.
+drop_in WatchdogSec=4 TimeoutAbortSec=1 RestartSec=1; systemctl restart latchkey
+ip monitor link address >/tmp/events & monitor=$!
+until_true heard; sleep 0.5; heard=$(wc -c </tmp/events); restarts=$(property NRestarts)
+kill -STOP "$(property MainPID)"; until_true is_restarted; sleep 0.5; kill $monitor
+say "after the watchdog" "$(service) [$(copies)]"
+say "bytes of events by the watchdog" "$(($(wc -c </tmp/events) - heard))"
+drop_in RestartSec=1
 
 systemctl stop latchkey
 say "after stop" "$(service) [$(copies)]"
+say "modes when stopped" "$(modes)"
 say "stopped, the device stays" "$(key_is_there && address_is_back && echo yes)"
 systemctl start latchkey
 say "after start" "$(service) [$(copies)]"
-kill -9 "$(property MainPID)"; until_true systemctl is-active --quiet latchkey
+restarts=$(property NRestarts); kill -9 "$(property MainPID)"; until_true is_restarted
 say "after kill" "$(service) [$(copies)]"
 
 ip address flush dev wg-latchkey; until_true address_is_back; say "address repaired" "$(address_is_back && echo yes)"
@@ -103,9 +131,23 @@ hand_over() {
 }
 hand_over another; latchkey_says "another network" "agent" "was made for network .another."
 hand_over fleet-a
-rmmod wireguard; mv /usr/lib/modules/"$(uname -r)"/kernel/drivers/net/wireguard /root/module
+rmmod wireguard; mv /usr/lib/modules/"$(uname -r)"/kernel/drivers/net/wireguard /root/module; mv /usr/bin/wireguard-go /root/
 latchkey_says "no module" "agent" "this kernel has no WireGuard"
-mv /root/module /usr/lib/modules/"$(uname -r)"/kernel/drivers/net/wireguard
+
+# With wireguard-go the mesh is up all the same. Its process is the data plane, so it outlives the agent in every way.
+mv /root/wireguard-go /usr/bin/; modprobe tun
+systemctl reset-failed latchkey; systemctl start latchkey; plane=$(pidof wireguard-go)
+plane_is_there() { [ -n "$plane" ] && [ "$plane" = "$(pidof wireguard-go)" ] && key_is_there && address_is_back && echo yes; }
+say "user space" "$(service) [$(copies)] $(plane_is_there)"
+say "user space is said" "$(journal_says wireguard-go && echo yes)"
+latchkey_says "status in user space" "status" "private key: .hidden."
+systemctl restart latchkey; say "user space after restart" "$(service) [$(copies)] $(plane_is_there)"
+restarts=$(property NRestarts); kill -9 "$(property MainPID)"; until_true is_restarted; say "user space after kill" "$(service) $(plane_is_there)"
+systemctl stop latchkey; say "user space after stop" "$(service) $(plane_is_there)"
+latchkey_says "down in user space" "agent --down" "wg-latchkey is gone"
+say "no user space" "$(pidof wireguard-go)$(ip link show wg-latchkey 2>&1 | grep -c 'does not exist')"
+
+hand_over fleet-a; mv /root/module /usr/lib/modules/"$(uname -r)"/kernel/drivers/net/wireguard
 systemctl reset-failed latchkey; systemctl start latchkey
 say "module loaded from the sandbox" "$(service) $(lsmod | grep -c '^wireguard ') [$(copies)]"
 # An identity in a system that wants no mesh: nobody would take it.
@@ -123,12 +165,21 @@ const EXPECTED: &[(&str, &str)] = &[
     ("after boot", "active success []"),
     ("files", "agent handover.json timeline.json"),
     ("credentials", "0"),
+    ("modes", "700 700 700"),
+    ("exposure", "1.8 OK"),
     ("derived address", "1"),
     ("after restart", "active success []"),
     ("monitored", "yes"),
     ("bytes of events in a restart", "0"),
-    ("same device", "1"),
+    ("same device", "yes 0"),
+    ("reloaded", "51821"),
+    ("reloaded with a mistake", "51821"),
+    ("reloaded again", "51820"),
+    ("one process for all of them", "active success"),
+    ("after the watchdog", "active success []"),
+    ("bytes of events by the watchdog", "0"),
     ("after stop", "inactive success []"),
+    ("modes when stopped", "700 700 700"),
     ("stopped, the device stays", "yes"),
     ("after start", "active success []"),
     ("after kill", "active success []"),
@@ -148,6 +199,14 @@ const EXPECTED: &[(&str, &str)] = &[
     ("down of another's", "62 exists, but is hardware"),
     ("another network", "10 was made for network \"another\""),
     ("no module", "61 this kernel has no WireGuard"),
+    ("user space", "active success [] yes"),
+    ("user space is said", "yes"),
+    ("status in user space", "0 private key: (hidden)"),
+    ("user space after restart", "active success [] yes"),
+    ("user space after kill", "active success yes"),
+    ("user space after stop", "inactive success yes"),
+    ("down in user space", "0 wg-latchkey is gone"),
+    ("no user space", "1"),
     ("module loaded from the sandbox", "active success 1 []"),
     ("no mesh", "1 no mesh is configured"),
     ("after no mesh", "[]"),
