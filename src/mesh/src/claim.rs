@@ -57,6 +57,16 @@ pub enum Step {
     Taken { range: Cidr, by: Taker },
 }
 
+impl Step {
+    /// The range that a record is to be written for.
+    pub fn range(&self) -> Option<Cidr> {
+        match self {
+            Self::Write { own, .. } => Some(*own),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// Another node's earlier record has the range, or a part of it.

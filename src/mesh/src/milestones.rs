@@ -101,6 +101,11 @@ impl Milestones {
         Self { directory, reached }
     }
 
+    /// For an agent that is not the machine's own: nothing is kept.
+    pub fn of_no_boot() -> Self {
+        Self { directory: PathBuf::new(), reached: Reached::default() }
+    }
+
     pub fn reached_so_far(&self) -> Reached {
         self.reached
     }
@@ -138,6 +143,9 @@ impl Milestones {
     /// Written beside and renamed, so that a reader sees all of it or none. Without the hand-over's directory around it
     /// (an agent that runs by hand, with a file of its own) nobody would look for it, and nothing is written.
     fn write(&self) -> io::Result<()> {
+        if self.directory.as_os_str().is_empty() {
+            return Ok(());
+        }
         match DirBuilder::new().mode(0o700).create(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -1,6 +1,7 @@
 //! What an agent waits for, all of it at once.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::netlink::events::{Events, Watched};
 use crate::registry::nats::NatsWatch;
 use crate::registry::{Event, RegistryError, Watch as _};
+use crate::settings::Settings;
 
 /// Results that wait to be taken. Whoever has one waits likewise.
 const WAITING: usize = 16;
@@ -40,7 +42,8 @@ pub(super) struct Inputs {
 pub(super) enum News {
     /// Of the write with this number.
     Written(u64, Result<u64, RegistryError>),
-    Advertised(Result<Advertised>),
+    /// And what was asked for.
+    Advertised(Result<Advertised>, Arc<Settings>),
     Name(String, Result<Vec<IpAddr>, String>),
     Stored(Result<()>),
     /// A server that should answer for ever does not.

@@ -33,8 +33,8 @@ const AFTER_FAULT: Pauses = Pauses { first: Duration::from_secs(1), last: Durati
 const AFTER_REFUSAL: Pauses =
     Pauses { first: Duration::from_secs(60), last: Duration::from_secs(600) };
 
-/// A whole fleet finds its bucket made anew at one moment.
-const NEW_BUCKET: Pauses = Pauses { first: Duration::from_secs(3), last: Duration::from_secs(3) };
+/// A whole fleet finds its bucket made anew at one moment, and writes at moments of its own.
+const NEW_BUCKET: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy)]
 struct Pauses {
@@ -92,8 +92,8 @@ pub(super) struct Joining {
     writing: Option<Step>,
     /// What was written, and until when the watch has time to show it.
     unseen: Option<(Step, u64, Instant)>,
-    /// The step that waits, and until when.
-    due: Option<(Step, Instant)>,
+    /// The step that waits, until when, and for what.
+    due: Option<(Step, Instant, Waits)>,
     faults: u32,
     losses: u32,
     bucket_is_new: bool,
@@ -102,6 +102,15 @@ pub(super) struct Joining {
     /// Whether the device may have to change.
     changed: bool,
     random: fn() -> f64,
+}
+
+/// Why a step is not made at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    /// It failed: if there is news, the next step is another, and made at once.
+    Failed,
+    /// It is for a record that somebody has deleted or changed: whatever comes in between, there is a pause.
+    Lost,
 }
 
 /// What to do, as far as the registry is concerned.
@@ -306,13 +315,16 @@ impl Joining {
     }
 
     fn when_due(&mut self, step: Step, now: Instant, grace: Option<Instant>) -> Next {
-        let at = match &self.due {
-            Some((waiting, at)) if *waiting == step => *at,
-            _ => now + self.pause_before(&step, now),
+        let (at, waits) = match &self.due {
+            Some((waiting, at, Waits::Failed)) if *waiting == step => (*at, Waits::Failed),
+            Some((waiting, at, Waits::Lost)) if waiting.range() == step.range() => {
+                (*at, Waits::Lost)
+            }
+            _ => (now + self.pause_before(&step, now), Waits::Lost),
         };
         self.revision = None;
         if now < at {
-            self.due = Some((step, at));
+            self.due = Some((step, at, waits));
             return Next::Wait(earliest(grace, Some(at)));
         }
         self.due = None;
@@ -322,18 +334,18 @@ impl Joining {
 
     /// None before a first attempt and where this node itself wants something else than before.
     fn pause_before(&mut self, step: &Step, now: Instant) -> Duration {
-        let Step::Write { own, .. } = step else { return Duration::ZERO };
-        let Some((_, _, since)) =
-            self.stood.take_if(|(range, wanted, _)| *range == *own && *wanted == self.wanted)
-        else {
+        let stood_so = |(range, wanted, _): &&(Cidr, Wanted, Instant)| {
+            Some(*range) == step.range() && *wanted == self.wanted
+        };
+        let Some((_, _, since)) = self.stood.as_ref().filter(stood_so) else {
             return Duration::ZERO;
         };
+        if now.duration_since(*since) >= CALM {
+            self.losses = 0;
+        }
         if std::mem::take(&mut self.bucket_is_new) {
             self.refuse("the bucket was made anew; its record is about to be written again".into());
-            return NEW_BUCKET.nth(0, self.random).saturating_sub(NEW_BUCKET.first / 2);
-        }
-        if now.duration_since(since) >= CALM {
-            self.losses = 0;
+            return NEW_BUCKET.mul_f64((self.random)().clamp(0.0, 1.0));
         }
         let pause = AFTER_LOSS.nth(self.losses, self.random);
         self.losses = self.losses.saturating_add(1);
@@ -348,13 +360,13 @@ impl Joining {
         if self.revision.is_none() {
             log::info!("registry: this node is {own}, revision {revision}");
         }
-        if self
-            .stood
-            .as_ref()
-            .is_none_or(|(range, wanted, _)| *range != own || *wanted != self.wanted)
-        {
+        let stood_so = |(range, wanted, _): &(Cidr, Wanted, Instant)| {
+            *range == own && *wanted == self.wanted && self.revision.is_some()
+        };
+        if !self.stood.as_ref().is_some_and(stood_so) {
             self.stood = Some((own, self.wanted.clone(), now));
         }
+        self.due = None;
         self.settle(own);
         self.revision = Some(revision);
         self.verified = Some(revision);
@@ -397,7 +409,7 @@ impl Joining {
         if let Some(pauses) = pauses {
             let pause = pauses.nth(self.faults, self.random);
             self.faults = self.faults.saturating_add(1);
-            self.due = Some((step, now + pause));
+            self.due = Some((step, now + pause, Waits::Failed));
         }
     }
 

@@ -55,6 +55,9 @@ const MEASURE: Duration = Duration::from_secs(1);
 const STORE_SOON: Duration = Duration::from_secs(1);
 const STORE_AGAIN: Duration = Duration::from_secs(30);
 
+/// As long as it is not known where others reach this node, it is tried to find out as often as this.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
+
 /// After the first peers are there, the device is looked at for the first handshake: at double the time each time.
 const FIRST_HANDSHAKE: Duration = Duration::from_millis(500);
 
@@ -71,6 +74,10 @@ pub(super) struct Agent {
     pub(super) advertised: Option<Advertised>,
     is_behind_nat: bool,
     names: Names,
+    /// Whether the names may be others than before.
+    names_changed: bool,
+    /// Whether somebody is finding out where others reach this node.
+    is_asking: bool,
     /// Counts the writes to the registry, so that the answer to one that was given up is known as such.
     writes: u64,
     pub(super) counters: Counters,
@@ -104,6 +111,7 @@ pub(super) struct Due {
     pub(super) measure: Option<Instant>,
     pub(super) store: Option<Instant>,
     names: Option<Instant>,
+    ask: Option<Instant>,
     handshake: Option<Instant>,
 }
 
@@ -120,6 +128,7 @@ impl Due {
             self.measure,
             self.store,
             self.names,
+            self.ask,
             self.handshake,
         ];
         all.into_iter().flatten().min().unwrap_or(now + TICK)
@@ -146,6 +155,11 @@ impl Agent {
         inputs: &mut Inputs,
     ) -> Result<Self> {
         let now = Instant::now();
+        // They are the machine's: its own mesh has them, not an agent with a file of its own.
+        let milestones = match settings.key {
+            KeyFrom::HandOver { .. } => Milestones::at(milestones::DIRECTORY),
+            KeyFrom::File(_) => Milestones::of_no_boot(),
+        };
         let mut agent = Self {
             settings: Arc::new(settings),
             options,
@@ -157,9 +171,11 @@ impl Agent {
             advertised: None,
             is_behind_nat: false,
             names: Names::new(random),
+            names_changed: false,
+            is_asking: false,
             writes: 0,
             counters: Counters::default(),
-            milestones: Milestones::at(milestones::DIRECTORY),
+            milestones,
             since: Since::default(),
             shown: watch::Sender::new(Arc::default()),
             news: inputs.news.clone(),
@@ -260,7 +276,10 @@ impl Agent {
             Event::Away { .. } => {
                 if joining.is_current() {
                     self.counters.lost += 1;
-                    log::warn!("registry: lost; {} stay as they are", peers(joining.peers().count()));
+                    log::warn!(
+                        "registry: lost; {} stay as they are",
+                        peers(joining.peers().count())
+                    );
                 }
                 if self.due.patience.is_some() {
                     self.due.patience = Some(Instant::now());
@@ -287,7 +306,12 @@ impl Agent {
                     joining.written(result, now);
                 }
             }
-            News::Advertised(Ok(advertised)) => {
+            News::Advertised(_, settings) if !Arc::ptr_eq(&settings, &self.settings) => {
+                self.is_asking = false; // it was asked of settings that are no more
+                self.ask_advertised();
+            }
+            News::Advertised(Ok(advertised), _) => {
+                self.is_asking = false;
                 if self.advertised.as_ref() != Some(&advertised) {
                     log::info!("others are told to reach this node at {}", advertised.address);
                     self.advertised = Some(advertised);
@@ -295,16 +319,22 @@ impl Agent {
                     by(&mut self.due.measure, now);
                 }
             }
-            News::Advertised(Err(error)) => match &self.advertised {
-                Some(known) => log::debug!("{error}; it stays {}", known.address),
-                None => log::warn!("{error}; trying again"),
-            },
+            News::Advertised(Err(error), _) => {
+                self.is_asking = false;
+                match &self.advertised {
+                    Some(known) => log::debug!("{error}; it stays {}", known.address),
+                    None => {
+                        log::warn!("{error}; trying again");
+                        self.due.ask = Some(now + ASK_AGAIN);
+                    }
+                }
+            }
             News::Name(host, answer) => {
                 if self.names.found(&host, answer, now) {
                     self.look.get_or_insert(Look::Remembered);
                     by(&mut self.due.measure, now + MEASURE);
                 }
-                self.due.names = self.names.next();
+                self.names_changed = true; // the next one may be asked for
             }
             News::Stored(result) => {
                 self.is_storing = false;
@@ -330,6 +360,12 @@ impl Agent {
         }
         if is_due(&mut self.due.look, now) {
             self.look = Some(Look::Fresh);
+            // It may have been a default route: then the own address and the ways to the peers are others.
+            self.due.measure = Some(now);
+            self.ask_advertised();
+        }
+        if is_due(&mut self.due.ask, now) {
+            self.ask_advertised();
         }
         self.claim(now)?;
         if is_due(&mut self.due.patience, now) {
@@ -381,6 +417,7 @@ impl Agent {
             self.look.get_or_insert(Look::Remembered);
             by(&mut self.due.measure, now + MEASURE);
             by(&mut self.due.store, now + STORE_AGAIN);
+            self.names_changed = true;
         }
         Ok(())
     }
@@ -392,7 +429,6 @@ impl Agent {
             return Ok(());
         }
         if joining.settle_for_cache() {
-            joining.take_changed();
             self.look = Some(Look::Fresh);
             log::warn!(
                 "registry: no answer so far; going on with {} known from the last time",
@@ -608,20 +644,25 @@ impl Agent {
         }
     }
 
-    pub(super) fn ask_advertised(&self) {
-        if self.joining.is_none() {
+    pub(super) fn ask_advertised(&mut self) {
+        self.due.ask = None;
+        if self.joining.is_none() || std::mem::replace(&mut self.is_asking, true) {
             return;
         }
         let (settings, known) = (Arc::clone(&self.settings), self.advertised.clone());
         let news = self.news.clone();
         tokio::spawn(async move {
             let advertised = advertise::resolve(&settings, known.as_ref()).await;
-            let _ = news.send(News::Advertised(advertised)).await;
+            let _ = news.send(News::Advertised(advertised, settings)).await;
         });
     }
 
     fn ask_names(&mut self, now: Instant) {
         let Some(joining) = &self.joining else { return };
+        let is_due = is_due(&mut self.due.names, now);
+        if !std::mem::take(&mut self.names_changed) && !is_due {
+            return;
+        }
         let mut peers: BTreeMap<&str, bool> = BTreeMap::new();
         for (public_key, peer) in joining.peers() {
             if let Some(Endpoint::Name { host, .. }) = &peer.endpoint {

@@ -257,6 +257,24 @@ fn a_record_that_was_deleted_is_written_again_after_pauses_that_double() {
     assert_eq!(node.settle().unwrap().unwrap() - node.now, Duration::from_secs(2), "forgotten");
 }
 
+/// Whatever comes in between: one that writes all the time is not answered all the time.
+#[test]
+fn a_pause_does_not_end_because_the_record_changes_again() {
+    let registry = Memory::default();
+    let mut node = Node::fixed(1, OWN, &registry);
+    node.settle().unwrap();
+    write(&registry, 1, OWN);
+    let until = node.settle().unwrap().unwrap();
+    for _ in 0..5 {
+        write(&registry, 1, OWN);
+        registry.remove(&key_of(&cidr(OWN)));
+        assert_eq!(node.settle().unwrap(), Some(until));
+    }
+    node.now = until;
+    node.settle().unwrap();
+    assert!(node.is_joined());
+}
+
 /// Another agent with the same key, say.
 #[test]
 fn a_record_that_somebody_changes_is_not_fought_over_without_pauses() {
