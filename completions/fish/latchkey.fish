@@ -57,6 +57,7 @@ complete -c latchkey -n "__fish_latchkey_using_subcommand status" -s v -l verbos
 complete -c latchkey -n "__fish_latchkey_using_subcommand status" -s w -l watch -d 'Show it again whenever it has changed, until interrupted'
 complete -c latchkey -n "__fish_latchkey_using_subcommand status" -s h -l help -d 'Print help'
 complete -c latchkey -n "__fish_latchkey_using_subcommand leave" -s c -l config -d 'Take everything from this ikto.json, in the place of the cloud-config' -r -F
+complete -c latchkey -n "__fish_latchkey_using_subcommand leave" -s s -l socket -d 'The socket that the agent would have, to see that it is stopped. Default: as the agent\'s own' -r -F
 complete -c latchkey -n "__fish_latchkey_using_subcommand leave" -l cloud-config -d 'Read cloud-config below this directory instead; may be given more than once' -r -f -a "(__fish_complete_directories)"
 complete -c latchkey -n "__fish_latchkey_using_subcommand leave" -s h -l help -d 'Print help'
 complete -c latchkey -n "__fish_latchkey_using_subcommand registry; and not __fish_seen_subcommand_from create help" -l cloud-config -d 'Read cloud-config below this directory instead; may be given more than once' -r -f -a "(__fish_complete_directories)"

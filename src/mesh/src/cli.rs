@@ -61,6 +61,10 @@ pub enum Verb {
     Leave {
         #[command(flatten)]
         source: Source,
+
+        /// The socket that the agent would have, to see that it is stopped. Default: as the agent's own.
+        #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+        socket: Option<PathBuf>,
     },
     /// What an operator does to the registry.
     #[command(subcommand)]
@@ -93,7 +97,7 @@ pub struct Agent {
     pub metrics: Option<SocketAddr>,
 
     /// Take the device away instead, and with it the key of this boot. Stop the service first.
-    #[arg(long, conflicts_with_all = ["socket", "metrics"])]
+    #[arg(long, conflicts_with = "metrics")]
     pub down: bool,
 }
 

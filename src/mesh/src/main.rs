@@ -14,7 +14,7 @@ use latchkey_mesh::cli::{self, Arguments, HandoverVerb, RegistryVerb, Source, Ve
 use latchkey_mesh::error::{EXIT_REGISTRY, Error, Result};
 use latchkey_mesh::handover::{self, HandOver};
 use latchkey_mesh::registry::nats::{self, BucketOptions, BucketState};
-use latchkey_mesh::settings::{Settings, from_cloud_config};
+use latchkey_mesh::settings::{KeyFrom, Settings, from_cloud_config};
 use latchkey_mesh::status::{self, Detail, Form, Status};
 use latchkey_mesh::terminal::printable;
 use latchkey_mesh::{admin, ikto, info, leave};
@@ -39,7 +39,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Init { mesh_ip_net, subnet_prefix_length } => {
             return print(&ikto::init(Some(mesh_ip_net), Some(*subnet_prefix_length))?);
         }
-        Verb::Agent(agent) if agent.down => take_down(&settings(&agent.source)?, &hand_over)?,
+        Verb::Agent(agent) if agent.down => {
+            take_down(&at(&agent.socket, settings(&agent.source)?), &hand_over)?
+        }
         Verb::Agent(agent) => run_agent(agent, arguments.cloud_config.clone(), hand_over)?,
         Verb::Info { socket } => {
             let socket = socket.clone().unwrap_or_else(admin::default_socket);
@@ -51,7 +53,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Status(status) => {
             return show_status(status, &arguments.cloud_config, &hand_over);
         }
-        Verb::Leave { source } => log::info!("{}", leave::run(&settings(source)?, &hand_over)?),
+        Verb::Leave { source, socket } => {
+            log::info!("{}", leave::run(&at(socket, settings(source)?), &hand_over)?)
+        }
         Verb::Registry(RegistryVerb::Create { source, replicas }) => {
             return create_bucket(&settings(source)?, *replicas);
         }
@@ -73,6 +77,11 @@ fn settings(config: Option<&Path>, cloud_config: &[PathBuf]) -> Result<Settings>
     }
 }
 
+/// With the socket that the command line names.
+fn at(socket: &Option<PathBuf>, configured: Settings) -> Settings {
+    Settings { socket: socket.clone().unwrap_or(configured.socket), ..configured }
+}
+
 fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
     let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
     // The mesh of the command line and the files: after boot, no config_url is asked for any more.
@@ -90,12 +99,8 @@ fn run_agent(
     let config = arguments.source.config.clone();
     let (socket, metrics) = (arguments.socket.clone(), arguments.metrics);
     let settings_again = Box::new(move || {
-        let configured = settings(config.as_deref(), &cloud_config)?;
-        Ok(Settings {
-            socket: socket.clone().unwrap_or(configured.socket),
-            metrics: metrics.or(configured.metrics),
-            ..configured
-        })
+        let configured = at(&socket, settings(config.as_deref(), &cloud_config)?);
+        Ok(Settings { metrics: metrics.or(configured.metrics), ..configured })
     });
     agent::run(settings_again()?, Options { hand_over, settings_again })
 }
@@ -119,13 +124,13 @@ fn create_bucket(settings: &Settings, replicas: u8) -> Result<ExitCode> {
 }
 
 fn take_down(settings: &Settings, hand_over: &HandOver) -> Result<()> {
-    if agent::down(settings, hand_over)? {
-        log::info!(
-            "{} is gone, and the key of this boot with it: the next one comes with the next boot",
-            settings.interface
-        );
-    } else {
-        log::info!("there is no {}", settings.interface);
+    let interface = &settings.interface;
+    match (agent::down(settings, hand_over)?, &settings.key) {
+        (false, _) => log::info!("there is no {interface}"),
+        (true, KeyFrom::File(_)) => log::info!("{interface} is gone"),
+        (true, KeyFrom::HandOver { .. }) => log::info!(
+            "{interface} is gone, and the key of this boot with it: the next one comes with the next boot"
+        ),
     }
     Ok(())
 }

@@ -148,7 +148,6 @@ fn errors_are_obeyed_by_no_terminal() {
 fn flags_that_do_not_go_together_are_refused() {
     let refused: &[&[&str]] = &[
         &["agent", "--down", "--metrics", "127.0.0.1:1"],
-        &["agent", "--down", "-s", "/tmp/x.sock"],
         &["status", "--boot", "--watch"],
         &["status", "--boot", "-c", "x"],
         &["status", "--json", "--verbose"],

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::path::Path;
+use std::sync::Once;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -73,6 +74,7 @@ where
 {
     let failed = |reason: String| Error::Agent { path: socket.into(), reason };
     let stream = UnixStream::connect(socket).await.map_err(|error| not_there(socket, error))?;
+    warn_of_stranger(socket, &stream);
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
         .map_err(|error| failed(error.to_string()))?;
@@ -85,6 +87,18 @@ where
     let path = PathAndQuery::from_static(method);
     let response = client.unary(request, path, ProstCodec::<(), M>::default()).await;
     response.map(tonic::Response::into_inner).map_err(|status| failed(explain(&status)))
+}
+
+/// In /tmp anybody can have an agent. What it says is shown all the same: Ikto may run as a user of its own.
+fn warn_of_stranger(socket: &Path, stream: &UnixStream) {
+    static ONCE: Once = Once::new();
+    let own = nix::unistd::geteuid().as_raw();
+    if let Ok(peer) = stream.peer_cred()
+        && ![0, own].contains(&peer.uid())
+    {
+        let (path, user) = (socket.display(), peer.uid());
+        ONCE.call_once(|| log::warn!("what answers on {path} runs as user {user}, not as root"));
+    }
 }
 
 fn not_there(socket: &Path, source: io::Error) -> Error {

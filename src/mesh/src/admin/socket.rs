@@ -90,8 +90,8 @@ fn directory(path: &Path) -> Result<PathBuf> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(|source| failed("make the directory", directory, source))?;
     }
-    let metadata =
-        fs::metadata(directory).map_err(|source| failed("look at", directory, source))?;
+    let metadata = fs::metadata(directory)
+        .map_err(|source| failed("look at the socket's directory", directory, source))?;
     const WRITABLE_BY_ALL: u32 = 0o002;
     const STICKY: u32 = 0o1000;
     if metadata.mode() & WRITABLE_BY_ALL != 0 && metadata.mode() & STICKY == 0 {
