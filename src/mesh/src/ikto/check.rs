@@ -114,8 +114,16 @@ fn mesh(text: &str) -> Checking<Cidr> {
     if text.is_empty() {
         return Err(wrong("missing"));
     }
+    // Go's net.ParseCIDR takes leading zeros in the length.
+    let plain = match text.split_once('/') {
+        Some((address, length)) if length.starts_with('0') && length.len() > 1 => {
+            let digits = length.trim_start_matches('0');
+            format!("{address}/{}", if digits.is_empty() { "0" } else { digits })
+        }
+        _ => text.to_owned(),
+    };
     let mesh: Cidr =
-        text.parse().map_err(|_| wrong(&format!("{} is not ADDRESS/LENGTH", shown(text))))?;
+        plain.parse().map_err(|_| wrong(&format!("{} is not ADDRESS/LENGTH", shown(text))))?;
     if mesh.length() == 0 {
         return Err(wrong(&format!(
             "{text} is every address there is, and its route the default route"

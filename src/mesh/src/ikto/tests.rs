@@ -289,6 +289,8 @@ fn the_values_each_key_takes() {
             [
                 "",
                 "::/0",
+                "::/00",
+                "fd10::/0x",
                 "fd10::",
                 "fd10::/129",
                 "fd10:aaaa:1::/128",
@@ -381,6 +383,7 @@ fn values_mean_what_they_mean_to_ikto() {
     let value = |key: &str, value: Value| checked(&with(key, value)).unwrap();
     // The range is masked, the address is not.
     assert_eq!(value("mesh_cidr", json!("fd10:1::2/16")).mesh.to_string(), "fd10::/16");
+    assert_eq!(value("mesh_cidr", json!("fd10::/0016")).mesh.to_string(), "fd10::/16");
     assert_eq!(value("private_address", json!("fd10:a::7")).address.to_string(), "fd10:a::7/48");
     let mapped = value("advertise_address", json!("::ffff:192.0.2.7"));
     assert_eq!(mapped.advertise, Advertise::Address("192.0.2.7".parse().unwrap()));
