@@ -728,6 +728,85 @@ async fn an_account_without_jetstream_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn permissions_given_later_count_without_a_restart() {
+    let mut server = NatsServer::new("later").unwrap();
+    let configuration = |address: SocketAddr, store: &Path, publish: &[String]| {
+        format!(
+            "listen: \"{address}\"\njetstream {{ store_dir: \"{}\" }}\n\
+             accounts {{ MESH {{ jetstream: enabled, users: [\n{}\n{}\n] }} }}",
+            store.display(),
+            nats::user("admin", "admin-password", None),
+            nats::user("member", "member-password", Some(publish)),
+        )
+    };
+    let (address, store) = (server.address(), server.file("store"));
+    let read_only = nats::member_permissions(BUCKET, &[]);
+    // An empty list would permit everything.
+    server.configure_wholly(&configuration(address, &store, &["nothing".into()]));
+    server.start().unwrap();
+    server.client(&ADMIN).unwrap().create_bucket(BUCKET).unwrap();
+    let registry = Nats::connect(settings(address, member())).unwrap();
+    let mut watch = registry.watch();
+    away_for(&mut watch, "does not permit this node to look at bucket").await;
+
+    server.configure_wholly(&configuration(address, &store, &read_only));
+    server.reload().unwrap();
+    snapshot(&mut watch).await;
+    let refused = registry.put("peers.own", "1".into(), Expected::Absent).await;
+    assert!(matches!(refused, Err(RegistryError::NotPermitted { .. })), "{refused:?}");
+
+    let all = nats::member_permissions(BUCKET, &["peers.own"]);
+    server.configure_wholly(&configuration(address, &store, &all));
+    server.reload().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = registry.put("peers.own", "1".into(), Expected::Absent).await {
+        assert!(Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_fleet_comes_back_after_an_outage_without_a_storm() {
+    const NODES: usize = 40;
+    let mut server = NatsServer::new("fleet").unwrap().configure("debug: true");
+    server.start().unwrap();
+    let mut admin = server.client(&NOBODY).unwrap();
+    admin.create_bucket(BUCKET).unwrap();
+    admin.put(BUCKET, "peers.a", "1").unwrap();
+    let mut watches: Vec<_> = (0..NODES).map(|_| open(&server).watch()).collect();
+    for watch in &mut watches {
+        snapshot(watch).await;
+    }
+    server.kill();
+    for watch in &mut watches {
+        away_for(watch, "refuses the connection").await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    server.start().unwrap();
+    let started = Instant::now();
+    let tasks: Vec<_> = watches
+        .into_iter()
+        .map(|mut watch| {
+            tokio::spawn(async move {
+                assert_eq!(snapshot(&mut watch).await.1, [entry("peers.a", "1", 1)]);
+                (Instant::now(), watch)
+            })
+        })
+        .collect();
+    let (mut back, mut held) = (Vec::new(), Vec::new());
+    for task in tasks {
+        let (at, watch) = task.await.unwrap();
+        back.push((at - started).as_millis());
+        held.push(watch);
+    }
+    back.sort_unstable();
+    println!("{NODES} nodes were back after {} to {} ms", back[0], back[NODES - 1]);
+    // One connection each: it has known this server for one.
+    let created = server.log().unwrap().count("Client connection created");
+    assert_eq!(created, NODES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_wrong_password_or_token_is_told_and_the_right_one_joins() {
     let server = guarded("password");
     let wrong = Login::Password { user: "member".into(), password: secret("never-to-be-seen-1") };

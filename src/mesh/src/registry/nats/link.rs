@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::{Client, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr};
+use async_nats::{
+    Client, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr, ServerInfo,
+};
 use bytes::Bytes;
 use log::debug;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
@@ -23,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backoff::{Backoff, up_to};
 use super::login::{self, Unusable};
 use super::reason;
-use crate::settings::{RegistrySettings, Server};
+use crate::settings::{RegistrySettings, Server, Tls};
 
 /// The library's limit for one address.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -115,7 +117,7 @@ async fn keep(settings: &Arc<RegistrySettings>, link: &watch::Sender<Link>) {
                     if !known.contains(server) {
                         known.push(server.clone());
                     }
-                    remember(&mut discovered, &session.client, server);
+                    remember(&mut discovered, &session.client.server_info(), server, settings);
                     debug!("registry: connected to {server}");
                     let session = Arc::new(session);
                     let since = Instant::now();
@@ -173,14 +175,26 @@ fn shuffled(servers: &[Server]) -> Vec<Server> {
 }
 
 /// The other servers of the cluster, by what this one says. They come after the configured ones.
-fn remember(discovered: &mut Vec<Server>, client: &Client, from: &Server) {
-    let urls = client.server_info().connect_urls;
-    let found = urls.iter().take(MAX_DISCOVERED).filter_map(|url| {
+///
+/// It says so before TLS begins, where others can put in a word: servers that they name count only if the certificate of a
+/// configured authority tells them from impostors.
+fn remember(
+    discovered: &mut Vec<Server>,
+    info: &ServerInfo,
+    from: &Server,
+    settings: &RegistrySettings,
+) {
+    let tls = from.tls || info.tls_required || settings.tls != Tls::default();
+    if tls && settings.tls.ca.is_none() {
+        return;
+    }
+    let found = info.connect_urls.iter().take(MAX_DISCOVERED).filter_map(|url| {
         let (host, port) = url.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        Some(Server { host: host.to_owned(), port: port.parse().ok()?, tls: from.tls })
+        let usable = !host.is_empty() && host.len() < 256;
+        usable.then_some(Server { host: host.to_owned(), port: port.parse().ok()?, tls })
     });
-    let found: Vec<_> = found.filter(|server| server.host.len() < 256).collect();
+    let found: Vec<_> = found.collect();
     if !found.is_empty() {
         *discovered = found;
     }
@@ -462,5 +476,38 @@ impl Violations {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Login, Pem};
+
+    #[test]
+    fn servers_that_anybody_may_have_named_do_not_count() {
+        let server = |tls| Server { host: "a.example".into(), port: 4222, tls };
+        let ca = Tls { ca: Some(Pem::File("ca.pem".into())), ..Tls::default() };
+        let urls = ["b.example:4223", "[fd00::1]:4222", "nonsense", ":1", "c.example:99999"];
+        let named = |tls: bool, tls_required: bool, settings: &Tls| {
+            let settings = RegistrySettings {
+                servers: vec![server(tls)],
+                bucket: "b".into(),
+                login: Login::None,
+                tls: settings.clone(),
+            };
+            let connect_urls = urls.iter().map(ToString::to_string).collect();
+            let info = ServerInfo { tls_required, connect_urls, ..ServerInfo::default() };
+            let mut discovered = Vec::new();
+            remember(&mut discovered, &info, &server(tls), &settings);
+            discovered.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(named(true, true, &Tls::default()), none);
+        assert_eq!(named(false, true, &Tls::default()), none);
+        let plain = ["nats://b.example:4223", "nats://[fd00::1]:4222"];
+        assert_eq!(named(false, false, &Tls::default()), plain);
+        // And TLS where there was TLS.
+        assert_eq!(named(false, true, &ca), ["tls://b.example:4223", "tls://[fd00::1]:4222"]);
     }
 }
