@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,9 +16,11 @@ use async_nats::{
     Client, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr, ServerInfo,
 };
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use log::debug;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -47,6 +50,10 @@ const MAX_VIOLATIONS: usize = 32;
 const MAX_UNREAD: u64 = 32 << 20;
 const LOOK: Duration = Duration::from_secs(5);
 
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 8;
+/// Between one address of a server and the next.
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 /// Longest first line of a server: INFO with the addresses of a large cluster.
 const MAX_INFO: u64 = 64 << 10;
 
@@ -215,24 +222,53 @@ impl From<String> for NotConnected {
 /// Listens to how a stranger begins, as the library would keep whatever comes until there is a line end: a NATS server speaks
 /// first, and says INFO.
 async fn probe(server: &Server) -> Result<(), String> {
-    let look = async {
-        let connected = TcpStream::connect((server.host.as_str(), server.port)).await?;
-        let mut line = Vec::new();
-        BufReader::new(connected.take(MAX_INFO)).read_until(b'\n', &mut line).await?;
-        Ok::<_, io::Error>(line)
+    let found = timeout(CONNECT, lookup_host((server.host.as_str(), server.port))).await;
+    let Ok(Ok(addresses)) = found else {
+        // The library says it better.
+        return Ok(());
     };
-    match timeout(CONNECT, look).await {
-        Ok(Ok(line)) if line.starts_with(b"INFO ") && line.ends_with(b"\n") => Ok(()),
+    let addresses: Vec<SocketAddr> = addresses.take(MAX_ADDRESSES).collect();
+    match timeout(CONNECT, listen_to(&addresses)).await {
         Ok(Ok(line)) if line.is_empty() => Err(format!("{server} closes the connection at once")),
+        Ok(Ok(line)) if is_info(&line) => Ok(()),
         Ok(Ok(line)) => {
             let line = String::from_utf8_lossy(&line);
             let begins: String = reason::bounded(&line).chars().take(40).collect();
             Err(format!("{server} is no NATS server: it says {begins:?}"))
         }
-        // The library says it better.
+        // Again, the library says it better.
         Ok(Err(_)) => Ok(()),
         Err(_) => Err(format!("{server} does not answer")),
     }
+}
+
+/// The first line of any of a server's addresses; one that says INFO is preferred. An error if there is none.
+async fn listen_to(addresses: &[SocketAddr]) -> io::Result<Vec<u8>> {
+    let mut attempts = FuturesUnordered::new();
+    for (n, address) in (0_u32..).zip(addresses) {
+        attempts.push(async move {
+            // One that works is not disturbed by the others.
+            sleep(NEXT_ADDRESS * n).await;
+            let connected = TcpStream::connect(address).await?;
+            let mut line = Vec::new();
+            BufReader::new(connected.take(MAX_INFO)).read_until(b'\n', &mut line).await?;
+            Ok(line)
+        });
+    }
+    let mut last = Err(io::ErrorKind::NotFound.into());
+    while let Some(heard) = attempts.next().await {
+        match heard {
+            Ok(line) if is_info(&line) => return Ok(line),
+            Ok(line) => last = Ok(line),
+            Err(error) if last.is_err() => last = Err(error),
+            Err(_) => {}
+        }
+    }
+    last
+}
+
+fn is_info(line: &[u8]) -> bool {
+    line.starts_with(b"INFO ") && line.ends_with(b"\n")
 }
 
 /// One attempt with one server.
@@ -483,6 +519,23 @@ impl fmt::Debug for Session {
 mod tests {
     use super::*;
     use crate::settings::{Login, Pem};
+    use tokio::io::AsyncWriteExt as _;
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_does_not_keep_the_next_from_being_heard() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let speaking = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses =
+            [&closed, &silent, &speaking].map(|listener| listener.local_addr().unwrap());
+        drop(closed);
+        tokio::spawn(async move {
+            let (mut stream, _) = speaking.accept().await.unwrap();
+            stream.write_all(b"INFO {}\r\n").await.unwrap();
+        });
+        assert_eq!(listen_to(&addresses).await.unwrap(), b"INFO {}\r\n");
+        assert!(listen_to(&addresses[..1]).await.is_err());
+    }
 
     #[test]
     fn servers_that_anybody_may_have_named_do_not_count() {
