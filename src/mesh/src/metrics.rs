@@ -24,7 +24,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
-use tokio::time::Instant;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 
 use crate::clients::Clients;
 use crate::device::{Device, Peer};
@@ -41,6 +42,8 @@ const READERS: usize = 16;
 const READER_TIMEOUT: Duration = Duration::from_secs(10);
 /// However many ask: thousands of peers are not read from the kernel more often.
 const FRESH: Duration = Duration::from_secs(1);
+/// For the device, before the page is made without it.
+const LOOK: Duration = Duration::from_secs(4);
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// The listener, before it answers.
@@ -69,7 +72,7 @@ impl Server {
         let listener = tokio::net::TcpListener::from_std(self.0).map_err(|source| {
             Error::Kernel { action: "wait for readers of the metrics".into(), source }
         })?;
-        let source = Arc::new(Source { view, interface, page: Mutex::new(None) });
+        let source = Arc::new(Source { view, interface, last: Mutex::default() });
         let mut readers = Clients::new(READERS, READER_TIMEOUT);
         loop {
             let (stream, _) = readers.next(|context| listener.poll_accept(context)).await;
@@ -136,38 +139,63 @@ impl Seen {
     }
 }
 
-/// Where the numbers are from, and the page that was made of them last.
+/// Where the numbers are from, and what was made of them last.
 struct Source {
     view: watch::Receiver<Arc<View>>,
     interface: String,
-    page: Mutex<Option<(Instant, Bytes)>>,
+    last: Mutex<Last>,
+}
+
+#[derive(Default)]
+struct Last {
+    page: Option<(Instant, Bytes)>,
+    /// One that took too long for an answer. There is never a second beside it.
+    look: Option<JoinHandle<Result<Option<Seen>>>>,
 }
 
 impl Source {
     /// One at a time: others wait for the same page.
     async fn page(&self) -> Bytes {
-        let mut last = self.page.lock().await;
-        if let Some((made, page)) = &*last
+        let mut last = self.last.lock().await;
+        if let Some((made, page)) = &last.page
             && made.elapsed() < FRESH
         {
             return page.clone();
         }
-        let interface = self.interface.clone();
-        // The kernel, or wireguard-go, takes its time over thousands of peers; the agent's loop does not wait for it.
-        let look = tokio::task::spawn_blocking(move || Seen::look(&interface));
-        let device = look.await.unwrap_or_else(|failed| {
-            Err(Error::Kernel {
-                action: "look at the device".into(),
-                source: io::Error::other(failed),
-            })
-        });
-        if let Err(error) = &device {
-            log::debug!("metrics without the device's: {error}");
-        }
+        let device = match self.look(&mut last.look).await {
+            Ok(device) => Some(device),
+            Err(error) => {
+                log::debug!("metrics without the device's: {error}");
+                None
+            }
+        };
         let view = self.view.borrow().clone();
-        let page = Bytes::from(render(&view, device.as_ref().map(Option::as_ref).ok()));
-        *last = Some((Instant::now(), page.clone()));
+        let page = Bytes::from(render(&view, device.as_ref().map(Option::as_ref)));
+        last.page = Some((Instant::now(), page.clone()));
         page
+    }
+
+    /// The kernel, or wireguard-go, takes its time over thousands of peers: the agent's loop does not wait for it, and who asks
+    /// not for ever.
+    async fn look(
+        &self,
+        pending: &mut Option<JoinHandle<Result<Option<Seen>>>>,
+    ) -> Result<Option<Seen>> {
+        let failed = |reason: io::Error| Error::Kernel {
+            action: format!("look at {}", self.interface),
+            source: reason,
+        };
+        // What it found is of then, not of now.
+        if pending.as_ref().is_some_and(JoinHandle::is_finished) {
+            *pending = None;
+        }
+        let interface = self.interface.clone();
+        let look = pending
+            .get_or_insert_with(|| tokio::task::spawn_blocking(move || Seen::look(&interface)));
+        let looked =
+            timeout(LOOK, look).await.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
+        *pending = None;
+        looked.unwrap_or_else(|error| Err(failed(io::Error::other(error))))
     }
 }
 

@@ -19,7 +19,7 @@ use latchkey_wire::timeline::{Mode, Outcome};
 use serde::Serialize;
 
 use crate::device::{Backend, Device, Peer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handover::{HandOver, State};
 use crate::key::PublicKey;
 use crate::settings::{KeyFrom, Settings};
@@ -44,6 +44,8 @@ pub struct Status {
     interface: String,
     /// None if there is no such interface.
     device: Option<DeviceStatus>,
+    /// Why it cannot be read: wireguard-go does not answer, say.
+    device_error: Option<String>,
     /// None if it is only known which socket to ask.
     identity: Option<IdentityStatus>,
     /// None if Latchkey unlocked nothing in this boot.
@@ -155,24 +157,14 @@ impl Status {
                 (Some(network.clone()), Some(hand_over.state()?.into()))
             }
         };
-        let mut opened = Device::open(&interface)?;
-        let (device, on_device) = match opened.read()? {
-            None => (None, BTreeMap::new()),
-            Some(snapshot) => {
-                let actual = snapshot.actual;
-                let device = DeviceStatus {
-                    public_key: actual.public_key.map(|key| key.to_string()),
-                    addresses: actual.addresses.iter().map(ToString::to_string).collect(),
-                    listen_port: actual.port,
-                    mtu: actual.mtu,
-                    up: actual.up,
-                    backend: match opened.backend() {
-                        Backend::Kernel => "kernel",
-                        Backend::Userspace => "userspace",
-                    },
-                };
-                (Some(device), snapshot.peers)
+        let (device, on_device, device_error) = match look(&interface) {
+            Ok(Some((device, peers))) => (Some(device), peers, None),
+            Ok(None) => (None, BTreeMap::new(), None),
+            // The agent knows something all the same.
+            Err(error @ Error::Kernel { .. }) if view.is_some() => {
+                (None, BTreeMap::new(), Some(error.to_string()))
             }
+            Err(error) => return Err(error),
         };
         let boot = match identity {
             Some(IdentityStatus::File { .. }) | None => None,
@@ -194,6 +186,7 @@ impl Status {
             prefix,
             interface,
             device,
+            device_error,
             identity,
             boot,
             agent,
@@ -215,6 +208,25 @@ impl Status {
     pub fn to_text(&self, detail: Detail, now: SystemTime) -> String {
         text::render(self, detail, now)
     }
+}
+
+/// The device, and its peers; none if there is none.
+fn look(interface: &str) -> Result<Option<(DeviceStatus, BTreeMap<PublicKey, Peer>)>> {
+    let mut opened = Device::open(interface)?;
+    let Some(snapshot) = opened.read()? else { return Ok(None) };
+    let actual = snapshot.actual;
+    let device = DeviceStatus {
+        public_key: actual.public_key.map(|key| key.to_string()),
+        addresses: actual.addresses.iter().map(ToString::to_string).collect(),
+        listen_port: actual.port,
+        mtu: actual.mtu,
+        up: actual.up,
+        backend: match opened.backend() {
+            Backend::Kernel => "kernel",
+            Backend::Userspace => "userspace",
+        },
+    };
+    Ok(Some((device, snapshot.peers)))
 }
 
 fn merge(on_device: BTreeMap<PublicKey, Peer>, members: Vec<MemberView>) -> Vec<PeerStatus> {

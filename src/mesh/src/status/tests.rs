@@ -30,6 +30,7 @@ pub(super) fn up() -> Status {
             up: true,
             backend: "kernel",
         }),
+        device_error: None,
         identity: Some(IdentityStatus::Taken {
             public_key: "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=".into(),
             network: "fleet-a".into(),
@@ -443,6 +444,22 @@ fd10::8            üüüüüüüüüüüüüüüüüüüüüüüüüüüüüü�
 }
 
 #[test]
+fn a_device_that_cannot_be_read_is_not_taken_for_none() {
+    let peers =
+        vec![PeerStatus { member: Some(member("b")), ..PeerStatus::of_nothing("b".into()) }];
+    let mut status = with_agent(Status { device: None, peers, ..up() });
+    status.device_error = Some("cannot read the WireGuard device wg-latchkey: timed out".into());
+    let brief = status.to_text(Detail::Brief, now());
+    assert!(
+        brief.contains("\n  device: cannot read the WireGuard device wg-latchkey: timed out\n"),
+        "{brief}"
+    );
+    assert!(brief.ends_with("\nfd10::8  b     -         never      0 B       0 B\n"), "{brief}");
+    assert!(!status.to_text(Detail::Full, now()).contains("does not have it"));
+    assert!(!status.is_up());
+}
+
+#[test]
 fn a_peer_is_a_block_when_all_is_to_be_shown() {
     let status = Status { peers: of_all_kinds(), ..up() };
     let text = status.to_text(Detail::Full, now());
@@ -477,6 +494,7 @@ fn nothing_obeyed_by_a_terminal_is_ever_written() {
     let mut status = with_agent(Status { peers: of_all_kinds(), ..without_mesh() });
     status.interface = rude.into();
     status.agent_error = Some(rude.into());
+    status.device_error = Some(rude.into());
     status.boot.as_mut().unwrap().reason = Some(rude.into());
     status.identity = Some(IdentityStatus::Missing { reason: rude.into() });
     let agent = status.agent.as_mut().unwrap();

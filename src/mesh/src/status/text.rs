@@ -42,8 +42,11 @@ fn write_all(out: &mut String, status: &Status, detail: Detail, now: SystemTime)
         return writeln!(out, "\npeers: none");
     }
     match detail {
-        Detail::Brief => write_table(out, &status.peers, now),
-        Detail::Full => status.peers.iter().try_for_each(|peer| write_peer(out, peer, now)),
+        Detail::Brief => write_table(out, status, now),
+        Detail::Full => {
+            let known = status.device_error.is_none();
+            status.peers.iter().try_for_each(|peer| write_peer(out, peer, known, now))
+        }
     }
 }
 
@@ -55,9 +58,10 @@ fn write_node(out: &mut String, status: &Status, now: SystemTime) -> fmt::Result
     if let Some(agent) = &status.agent {
         write_named(out, "name", &agent.node.name)?;
     }
-    match &status.device {
-        None => writeln!(out, "  device: none")?,
-        Some(device) => write_device(out, device)?,
+    match (&status.device, &status.device_error) {
+        (Some(device), _) => write_device(out, device)?,
+        (None, Some(error)) => writeln!(out, "  device: {}", printable(error))?,
+        (None, None) => writeln!(out, "  device: none")?,
     }
     if let Some(agent) = &status.agent {
         write_agent(out, agent, now)?;
@@ -173,16 +177,19 @@ fn write_problems(out: &mut String, problems: &[Problem], detail: Detail) -> fmt
 }
 
 /// One line a peer, each column as wide as it must be.
-fn write_table(out: &mut String, peers: &[PeerStatus], now: SystemTime) -> fmt::Result {
+fn write_table(out: &mut String, status: &Status, now: SystemTime) -> fmt::Result {
+    let device_known = status.device_error.is_none();
     let heading = ["address", "name", "endpoint", "handshake", "received", "sent"];
-    let rows: Vec<[String; 6]> = peers.iter().map(|peer| row(peer, now)).collect();
+    let rows: Vec<[String; 6]> =
+        status.peers.iter().map(|peer| row(peer, device_known, now)).collect();
+
     let mut widths = heading.map(str::len);
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    writeln!(out, "\npeers: {}", peers.len())?;
+    writeln!(out, "\npeers: {}", status.peers.len())?;
     write_row(out, heading.iter().copied(), widths)?;
     rows.iter().try_for_each(|row| write_row(out, row.iter().map(String::as_str), widths))
 }
@@ -199,7 +206,7 @@ fn write_row<'a>(
     writeln!(out, "{}", line.trim_end())
 }
 
-fn row(peer: &PeerStatus, now: SystemTime) -> [String; 6] {
+fn row(peer: &PeerStatus, device_known: bool, now: SystemTime) -> [String; 6] {
     let ranges = peer.member.as_ref().map_or(&peer.allowed_ips, |member| &member.allowed_ips);
     let address = match ranges.as_slice() {
         [] => "-".into(),
@@ -209,7 +216,7 @@ fn row(peer: &PeerStatus, now: SystemTime) -> [String; 6] {
     let endpoint = match &peer.endpoint {
         Some(endpoint) if peer.roamed == Some(true) => format!("{endpoint} (roamed)"),
         Some(endpoint) => endpoint.clone(),
-        None if peer.on_device => "-".into(),
+        None if peer.on_device || !device_known => "-".into(),
         None => "(not on the device)".into(),
     };
     [
@@ -244,12 +251,17 @@ pub(super) fn name_of(peer: &PeerStatus) -> String {
     name.chars().take(LONGEST_NAME - 1).chain(['…']).collect()
 }
 
-fn write_peer(out: &mut String, peer: &PeerStatus, now: SystemTime) -> fmt::Result {
+fn write_peer(
+    out: &mut String,
+    peer: &PeerStatus,
+    device_known: bool,
+    now: SystemTime,
+) -> fmt::Result {
     writeln!(out, "\npeer: {}", printable(&peer.public_key))?;
     if let Some(member) = &peer.member {
         write_named(out, "name", &member.name)?;
     }
-    if !peer.on_device {
+    if !peer.on_device && device_known {
         writeln!(out, "  device: does not have it")?;
     }
     if let Some(endpoint) = &peer.endpoint {

@@ -162,6 +162,9 @@ fn screen(text: &str, rows: usize, columns: usize) -> String {
 fn changes(then: (&Status, SystemTime), now: (&Status, SystemTime)) -> Vec<String> {
     let ((before, then), (after, now)) = (then, now);
     let mut lines = node_changes(before, after, now);
+    if before.device_error.is_some() || after.device_error.is_some() {
+        return lines; // nobody went or came: one of both is blind
+    }
     fn by_key(status: &Status) -> BTreeMap<&str, &PeerStatus> {
         status.peers.iter().map(|peer| (peer.public_key.as_str(), peer)).collect()
     }
@@ -181,13 +184,16 @@ fn changes(then: (&Status, SystemTime), now: (&Status, SystemTime)) -> Vec<Strin
 
 fn node_changes(before: &Status, after: &Status, now: SystemTime) -> Vec<String> {
     let mut lines = Vec::new();
-    let state = |status: &Status| match &status.device {
-        None => "none",
-        Some(device) if device.up => "up",
-        Some(_) => "down",
-    };
+    fn state(status: &Status) -> &str {
+        match (&status.device, &status.device_error) {
+            (Some(device), _) if device.up => "up",
+            (Some(_), _) => "down",
+            (None, Some(error)) => error,
+            (None, None) => "none",
+        }
+    }
     if state(before) != state(after) {
-        lines.push(format!("device: {}\n", state(after)));
+        lines.push(format!("device: {}\n", printable(state(after))));
     }
     match (&before.agent_error, &after.agent_error) {
         (Some(_), None) => lines.push("agent: answers\n".into()),
