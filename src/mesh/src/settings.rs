@@ -100,11 +100,14 @@ pub(crate) fn policy(signatures: Signatures) -> SignaturePolicy {
     }
 }
 
-/// The kernel's own word for it; a node may well have none.
+/// Empty where the host has none, which is a label as any other.
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map(|name| name.trim().to_owned())
-        .unwrap_or_default()
+    const NOT_SET: &str = "(none)"; // CONFIG_DEFAULT_HOSTNAME
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        NOT_SET => String::new(),
+        name => name.to_owned(),
+    }
 }
 
 #[cfg(test)]
