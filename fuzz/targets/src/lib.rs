@@ -19,6 +19,7 @@ mod network;
 mod responder;
 pub mod seeds;
 mod tpm;
+mod userspace;
 
 /// A parser, and what its bytes come from.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +30,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "v1_token", run: messages::v1_token },
     Target { name: "v1_message", run: messages::v1_message },
     Target { name: "v2_message", run: messages::v2_message },
@@ -48,6 +49,7 @@ pub const TARGETS: [Target; 18] = [
     Target { name: "http", run: network::http },
     Target { name: "member", run: member::member },
     Target { name: "ikto", run: ikto::ikto },
+    Target { name: "uapi", run: userspace::answer },
 ];
 
 /// Runs the target of this name.

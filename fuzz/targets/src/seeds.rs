@@ -55,6 +55,25 @@ latchkey:
     signatures: prefer
     metrics: '[::1]:9586'
 ";
+/// As wireguard-go tells of a device with two peers.
+const UAPI: &str = "\
+private_key=0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f60
+listen_port=51820
+public_key=ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff
+preshared_key=0000000000000000000000000000000000000000000000000000000000000000
+protocol_version=1
+endpoint=[fe80::1%eth0]:51820
+last_handshake_time_sec=1800000000
+last_handshake_time_nsec=5
+tx_bytes=4
+rx_bytes=3
+persistent_keepalive_interval=25
+allowed_ip=fd10:aaaa:1::/48
+allowed_ip=10.0.0.0/24
+public_key=eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee
+errno=0
+
+";
 /// As `ikto init` prints it, filled in, and with what Ikto does not know.
 const IKTO: &str = r#"{
   "name": "node-A",
@@ -198,6 +217,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             crate::member::signed().1,
             crate::member::signed().0,
         ],
+        "uapi" => vec![UAPI.to_owned(), "errno=-22\n\n".to_owned(), format!("x={SECRET}\nlisten_port={SECRET}\n\n")],
         other => panic!("no seeds for {other}"),
     };
     texts.into_iter().map(String::into_bytes).collect()

@@ -29,5 +29,5 @@ mod resolve;
 pub mod settings;
 pub mod status;
 pub mod terminal;
-pub mod userspace;
+mod userspace;
 pub mod view;

@@ -5,6 +5,7 @@
 //! The program is not ours to end: it outlives the agent, as the kernel's device does. It ends by
 //! itself when its link is deleted.
 
+mod answer;
 mod uapi;
 
 use std::env;
@@ -27,7 +28,6 @@ use crate::device::tunnel::Tunnel;
 use crate::key::PrivateKey;
 use crate::plan::Change;
 pub(crate) use uapi::Batch;
-pub use uapi::{Answer, read_answer};
 
 /// wg(8) and wireguard-go take the first; where `/var/run` is not `/run`, others take the second.
 const DIRECTORIES: [&str; 2] = ["/var/run/wireguard", "/run/wireguard"];
@@ -82,7 +82,7 @@ impl Socket {
     pub(crate) fn get(&self) -> io::Result<Tunnel> {
         let mut stream = self.connect()?;
         stream.write_all(uapi::GET)?;
-        read_answer(Bounded::new(&stream)).and_then(Answer::into_tunnel)
+        uapi::read_tunnel(Bounded::new(&stream))
     }
 
     /// Sets what is given; the rest and all peers stay as they are.
@@ -113,7 +113,7 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             written => written?,
         }
-        read_answer(Bounded::new(&stream)).and_then(|answer| answer.done())
+        uapi::read_result(Bounded::new(&stream))
     }
 
     fn connect(&self) -> io::Result<UnixStream> {

@@ -342,4 +342,74 @@ mod tests {
         device.take(&mut WireguardAttribute::PrivateKey([0; 32]));
         assert!(device.private_key.is_none());
     }
+
+    fn change(n: u16, ips: u16) -> Change {
+        let mut key = KEY;
+        key[..2].copy_from_slice(&n.to_be_bytes());
+        let ip = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            Cidr::new([10, high, low, 0].into(), 24).unwrap()
+        };
+        Change::SetPeer(PeerChange {
+            public_key: PublicKey::new(key),
+            new: true,
+            endpoint: Some("[2001:db8::1]:7".parse().unwrap()),
+            keepalive: Some(25),
+            allowed_ips: (0..ips).map(ip).collect(),
+            replace_allowed_ips: true,
+        })
+    }
+
+    fn is_said_once(attribute: &WireguardPeerAttribute) -> bool {
+        matches!(
+            attribute,
+            WireguardPeerAttribute::Flags(_)
+                | WireguardPeerAttribute::Endpoint(_)
+                | WireguardPeerAttribute::PersistentKeepalive(_)
+        )
+    }
+
+    #[test]
+    fn many_peers_fit_one_message_and_none_is_too_long() {
+        let changes: Vec<Change> = (0..5000).map(|n| change(n, 1)).collect();
+        let batches = batches(&changes);
+        assert!(batches.len() < 40, "{}", batches.len());
+        let keys = batches.iter().flat_map(|batch| &batch.peers).map(|(key, _)| *key);
+        assert!(keys.eq(changes.iter().map(|change| match change {
+            Change::SetPeer(change) => change.public_key,
+            other => panic!("{other}"),
+        })));
+        for batch in batches {
+            let peers = batch.peers.into_iter().map(|(_, peer)| peer).collect();
+            assert!(WireguardAttribute::Peers(peers).buffer_len() < usize::from(u16::MAX));
+        }
+    }
+
+    /// Only the first part may have the flags: with "replace" in the second, the first would be lost.
+    #[test]
+    fn a_peer_that_is_too_long_is_continued() {
+        let Change::SetPeer(wanted) = change(1, 3000) else { unreachable!() };
+        let batches = batches(&[Change::SetPeer(wanted.clone())]);
+        assert!(batches.len() > 1);
+        let parts: Vec<_> = batches.iter().flat_map(|batch| &batch.peers).collect();
+        assert_eq!(parts[0].1.iter().filter(|attribute| is_said_once(attribute)).count(), 3);
+        assert!(!parts[1..].iter().any(|(_, part)| part.iter().any(is_said_once)));
+        let mut read = Tunnel::default();
+        for (_, part) in parts {
+            read.take_peer(&mut part.clone());
+        }
+        assert_eq!(read.peers[&wanted.public_key].allowed_ips, wanted.allowed_ips);
+        assert_eq!(read.peers.len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_goes_is_named_with_nothing_but_the_flag() {
+        let key = PublicKey::new(KEY);
+        let expected = vec![
+            WireguardPeerAttribute::PublicKey(KEY),
+            WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe),
+        ];
+        let batch = Batch { peers: vec![(key, WireguardPeer(expected))] };
+        assert_eq!(batches(&[Change::RemovePeer(key), Change::SetUp]), [batch]);
+    }
 }
