@@ -7,7 +7,7 @@ use std::process::Command;
 use latchkey_tests::{
     disk::{Disk, Persistent},
     error::{Result, run, write},
-    place::{Image, Work},
+    place::{Image, Work, project},
     scenario::{CloudConfig, Machine},
     transcript::Transcript,
 };
@@ -154,6 +154,14 @@ say "module loaded from the sandbox" "$(service) $(lsmod | grep -c '^wireguard '
 systemctl stop latchkey; hand_over fleet-a
 latchkey_says "no mesh" "--cloud-config /nonexistent handover check" "no mesh is configured"
 say "after no mesh" "[$(copies)]"
+# Where Latchkey unlocked nothing: an agent by an ikto.json, whose registry is away.
+rm -rf /run/latchkey; mkdir -p /etc/latchkey; wg genkey >/etc/latchkey/key
+latchkey init | sed -e 's,"advertise_address": "","advertise_address": "10.0.2.15",' -e 's,"private_key_path": "","private_key_path": "/etc/latchkey/key",' >/etc/latchkey/ikto.json
+chmod 600 /etc/latchkey/*; cp /usr/lib/latchkey-test/ikto.conf /run/systemd/system/latchkey.service.d/; systemctl daemon-reload
+systemctl reset-failed latchkey; systemctl start latchkey
+say "by an ikto.json" "$(service)"
+latchkey_says "info" "info" "Advertise Address: .*"
+
 say "journal" "$(journalctl --boot --output=cat | grep -cF -e "$key")"
 say done yes
 systemctl poweroff -ff
@@ -210,6 +218,8 @@ const EXPECTED: &[(&str, &str)] = &[
     ("module loaded from the sandbox", "active success 1 []"),
     ("no mesh", "1 no mesh is configured"),
     ("after no mesh", "[]"),
+    ("by an ikto.json", "active success"),
+    ("info", "0 Advertise Address: 10.0.2.15"),
     ("journal", "0"),
     ("done", "yes"),
 ];
@@ -245,9 +255,11 @@ fn put_on_root(disk: &Disk) -> Result<()> {
     write(&work.file("unit"), UNIT)?;
     write(&work.file("script"), SCRIPT)?;
     let commands = format!(
-        "write {} /usr/lib/systemd/system/latchkey-test-mesh.service\nwrite {} /usr/lib/latchkey-test/mesh\n",
+        "write {} /usr/lib/systemd/system/latchkey-test-mesh.service\nwrite {} /usr/lib/latchkey-test/mesh\n\
+         write {} /usr/lib/latchkey-test/ikto.conf\n",
         work.file("unit").display(),
         work.file("script").display(),
+        project().join("systemd/latchkey.ikto.conf").display(),
     );
     write(&work.file("debugfs"), commands)?;
     let root = format!("{}?offset={}", disk.path().display(), Image::get()?.state_start);
