@@ -7,6 +7,7 @@ use std::{
     fs,
     io::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -196,7 +197,10 @@ impl Host {
         let path = self.config_path();
         match &*self.config.borrow() {
             Config::Ikto(json) => {
-                write(&self.folder.join("key"), format!("{}\n", self.private_key.borrow()))?;
+                let key = self.folder.join("key");
+                write(&key, format!("{}\n", self.private_key.borrow()))?;
+                fs::set_permissions(&key, fs::Permissions::from_mode(0o600))
+                    .doing(|| format!("protect {}", key.display()))?;
                 write(&path, format!("{json:#}"))
             }
             Config::Cloud(keys) => {
@@ -210,9 +214,8 @@ impl Host {
         }
     }
 
-    /// `latchkey VERB` with the configuration as it is now, not yet run.
+    /// `latchkey VERB` with the configuration as it was last written, not yet run.
     fn command(&self, verb: &[&str]) -> Result<Command> {
-        self.write_config()?;
         let mut command = Command::new(program()?);
         match &*self.config.borrow() {
             Config::Ikto(_) => command.args(verb).arg("-c").arg(self.config_path()),
@@ -223,6 +226,7 @@ impl Host {
 
     /// Starts the agent.
     pub fn start(&self) -> Result<()> {
+        self.write_config()?;
         let mut command = self.command(&["agent"])?;
         command.arg("-s").arg(self.socket());
         command.env("LATCHKEY_LOG", "info,latchkey=debug,latchkey_mesh=debug");
@@ -308,6 +312,7 @@ impl Host {
 
     /// `latchkey VERB` with this host's configuration, to its good end: all it said.
     pub fn operate(&self, verb: &[&str], further: &[&str]) -> Result<String> {
+        self.write_config()?;
         let command = self.command(verb)?;
         let mut inside = self.site.command("sh");
         inside.args(["-c", "exec \"$@\" 2>&1", "sh"]);

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -102,10 +102,15 @@ impl Namespace {
             let Some(id) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
                 continue;
             };
-            // What ends meanwhile is not running; a zombie has no namespace left to read.
-            let here = fs::read_link(entry.path().join("ns/pid")).is_ok_and(|theirs| theirs == own);
-            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            if here && comm.trim_end() == name {
+            // What ends meanwhile is not running, nor is what has ended, its last thread too, and waits for its parent to look.
+            let path = entry.path();
+            let here = fs::read_link(path.join("ns/pid")).is_ok_and(|theirs| theirs == own);
+            let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
+            let is_program =
+                stat.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(") ")).is_some_and(
+                    |(comm, state)| comm == name && (!state.starts_with('Z') || threads(&path) > 1),
+                );
+            if here && is_program {
                 found.push(id);
             }
         }
@@ -193,6 +198,10 @@ impl Drop for Daemon {
 
 pub(super) fn pid(id: u32) -> Pid {
     Pid::from_raw(i32::try_from(id).unwrap_or(i32::MAX))
+}
+
+fn threads(process: &Path) -> usize {
+    fs::read_dir(process.join("task")).map_or(0, |tasks| tasks.count())
 }
 
 /// The only child of a process, as soon as it has one.

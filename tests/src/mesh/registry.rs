@@ -191,6 +191,19 @@ impl Registry {
         })
     }
 
+    /// Waits until every server has all of the bucket, so that any of them may be lost.
+    pub fn in_step(&self) -> Result<()> {
+        eventually("all servers have all of the bucket", || {
+            let stream = self.stream().unwrap_or_default();
+            let replicas = stream.pointer("/cluster/replicas").and_then(Value::as_array);
+            // `current` alone does not do: it may stay false as long as nothing is written.
+            let current =
+                |replica: &&Value| replica.get("offline").is_none() && replica.get("lag").is_none();
+            let others = replicas.into_iter().flatten().filter(current).count();
+            Ok((others + 1 == self.servers.len()).then_some(()))
+        })
+    }
+
     /// All records by key, deleted ones left out.
     pub fn records(&self) -> Result<BTreeMap<String, Record>> {
         let stream = self.stream()?;

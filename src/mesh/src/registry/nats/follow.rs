@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{self, HEARTBEAT, OPERATION, Position};
-use super::backoff::Backoff;
+use super::backoff::{Backoff, up_to};
 use super::link::{Link, Session};
 use super::{Bucket, Trouble};
 use crate::registry::{Entry, Event};
@@ -23,6 +23,9 @@ use crate::registry::{Entry, Event};
 const MAX_RECORDS: usize = 20_000;
 /// Two heartbeats may be missed, and a moment more.
 const SILENCE: Duration = Duration::from_millis(2 * 5_000 + 1_000);
+/// Longest wait after a question that nobody answered, which has taken seconds already. A cluster may have given the consumer
+/// to a server that it has just lost: it never answers then, and most likely does if asked once more.
+const AFTER_SILENCE: Duration = Duration::from_secs(5);
 /// A watch that went well for so long begins anew with short waits.
 const STABLE: Duration = Duration::from_secs(60);
 
@@ -84,7 +87,10 @@ async fn run(
             }
             End::Failed(trouble) => {
                 telling.away(&trouble.to_string()).await?;
-                let wait = backoff.next();
+                let wait = match &trouble {
+                    Trouble::Silent { .. } => up_to(AFTER_SILENCE),
+                    _ => backoff.next(),
+                };
                 debug!("registry: {trouble}; again in {} ms", wait.as_millis());
                 tokio::select! {
                     () = sleep(wait) => {}
