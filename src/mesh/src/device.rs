@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::key::{PrivateKey, PublicKey};
 use crate::netlink::events::Watched;
 use crate::netlink::link::{self, Link, Links};
-use crate::netlink::wireguard::WireGuard;
+use crate::netlink::wireguard::{self, WireGuard};
 pub use crate::plan::Peer;
 use crate::plan::{Actual, Change, Desired, Memory, plan, settle};
 use crate::userspace;
@@ -329,6 +329,14 @@ impl Device {
             },
             _ => failed(format!("{change} on {}", self.interface), source),
         }
+    }
+}
+
+/// Bytes of the requests that tell a device what `changes` say of its peers.
+pub fn requests_length(backend: Backend, changes: &[Change]) -> usize {
+    match backend {
+        Backend::Kernel => wireguard::length(changes),
+        Backend::Userspace => userspace::length(changes),
     }
 }
 

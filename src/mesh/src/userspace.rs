@@ -8,6 +8,8 @@
 mod answer;
 mod uapi;
 
+pub(crate) use uapi::length;
+
 use std::env;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};

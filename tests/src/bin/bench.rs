@@ -6,6 +6,8 @@
 
 #[path = "bench/fleet.rs"]
 mod fleet;
+#[path = "bench/mesh.rs"]
+mod mesh;
 #[path = "bench/server.rs"]
 mod server;
 
@@ -22,15 +24,22 @@ use latchkey_tests::place::{Work, project, target};
 const RUNS: usize = 11;
 const LABEL: &str = "COS_PERSISTENT";
 
-/// Everything, or with the argument `server` the key server alone.
+/// Everything, or one part: `release`, `server` or `mesh`.
 fn main() {
-    if std::env::args().nth(1).is_none_or(|part| part != "server") {
+    let part = std::env::args().nth(1);
+    let wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
+    if wanted("release") {
         let bench = Bench::new();
         bench.releases();
         bench.luks();
         bench.initramfs();
     }
-    server::run();
+    if wanted("server") {
+        server::run();
+    }
+    if wanted("mesh") {
+        mesh::run();
+    }
 }
 
 struct Bench {

@@ -22,12 +22,6 @@ impl<T> Default for Ranges<T> {
 }
 
 impl<T> Ranges<T> {
-    pub(super) fn insert(&mut self, range: Cidr, value: T) {
-        if self.all.insert(range, value).is_none() {
-            *self.lengths.entry(kind(&range)).or_default() += 1;
-        }
-    }
-
     pub(super) fn remove(&mut self, range: &Cidr) {
         if self.all.remove(range).is_none() {
             return;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use latchkey_wire::member::Cidr;
-use netlink_packet_core::{Emitable, NLM_F_DUMP};
+use netlink_packet_core::{Emitable, NLM_F_DUMP, NetlinkHeader};
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
@@ -104,9 +104,7 @@ impl WireGuard {
     }
 
     pub(crate) fn send(&mut self, index: u32, batch: &Batch) -> io::Result<()> {
-        let peers = batch.peers.iter().map(|(_, peer)| peer.clone()).collect();
-        let attributes = vec![WireguardAttribute::IfIndex(index), WireguardAttribute::Peers(peers)];
-        let request = self.message(WireguardCmd::SetDevice, attributes);
+        let request = self.message(WireguardCmd::SetDevice, batch.attributes(index));
         let before = self.netlink.sent;
         let result = self.netlink.request(&request, 0).map(drop);
         self.sent += self.netlink.sent - before;
@@ -172,6 +170,23 @@ impl Tunnel {
                 _ => {}
             }
         }
+    }
+}
+
+/// Bytes of the requests that say what `changes` say of peers.
+pub(crate) fn length(changes: &[Change]) -> usize {
+    let length = |batch: &Batch| {
+        let cmd = WireguardCmd::SetDevice;
+        let message = WireguardMessage { cmd, attributes: batch.attributes(0) };
+        NetlinkHeader::default().buffer_len() + GenlMessage::from_payload(message).buffer_len()
+    };
+    batches(changes).iter().map(length).sum()
+}
+
+impl Batch {
+    fn attributes(&self, index: u32) -> Vec<WireguardAttribute> {
+        let peers = self.peers.iter().map(|(_, peer)| peer.clone()).collect();
+        vec![WireguardAttribute::IfIndex(index), WireguardAttribute::Peers(peers)]
     }
 }
 

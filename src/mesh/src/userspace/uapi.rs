@@ -104,6 +104,11 @@ pub(super) fn batches(changes: &[Change]) -> Vec<Batch> {
     batches
 }
 
+/// Bytes of the requests that say what `changes` say of peers.
+pub(crate) fn length(changes: &[Change]) -> usize {
+    batches(changes).iter().map(|batch| batch.text().len()).sum()
+}
+
 impl Batch {
     pub(super) fn text(&self) -> String {
         let peers = self.peers.iter().map(|(_, text)| text.as_str());

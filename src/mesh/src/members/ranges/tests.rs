@@ -12,7 +12,7 @@ fn around_and_within() {
     let all =
         ["fd10::/16", "fd10:a::/32", "fd10:a:b::/48", "fd10:c::/32", "0.0.0.0/0", "10.0.0.0/8"];
     for (text, number) in all.iter().zip(0..) {
-        ranges.insert(cidr(text), number);
+        *ranges.entry(cidr(text)) = number;
     }
     let texts = |found: Vec<(Cidr, &u8)>| -> Vec<String> {
         found.into_iter().map(|(range, _)| range.to_string()).collect()
@@ -58,11 +58,7 @@ proptest! {
         let mut ranges: Ranges<usize> = Ranges::default();
         let mut plain = std::collections::BTreeMap::new();
         for (number, range) in put.iter().enumerate() {
-            if number % 2 == 0 {
-                ranges.insert(*range, number);
-            } else {
-                *ranges.entry(*range) = number;
-            }
+            *ranges.entry(*range) = number;
             plain.insert(*range, number);
         }
         for range in &removed {
