@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::thread;
@@ -15,6 +17,7 @@ use bytes::Bytes;
 use latchkey_mesh::registry::nats::{BucketOptions, BucketState, Nats, NatsWatch, create_bucket};
 use latchkey_mesh::registry::{Entry, Event, Expected, Registry, RegistryError, Watch};
 use latchkey_mesh::settings::{Login, Pem, RegistrySettings, Secret, Server, Tls};
+use latchkey_tests::error::run;
 use latchkey_tests::nats::{self, NatsCluster, NatsServer, Operator};
 use latchkey_tests::tls;
 use serde_json::json;
@@ -586,7 +589,7 @@ async fn a_cluster_loses_its_leader_while_records_are_written() {
 
     snapshot(&mut watch_of_one).await;
     // Each is there once, and the watch has come to know all.
-    let mut known = std::collections::BTreeMap::new();
+    let mut known = BTreeMap::new();
     let deadline = Instant::now() + PATIENCE;
     while known.len() < written.len() && Instant::now() < deadline {
         match next(&mut watch).await {
@@ -597,10 +600,7 @@ async fn a_cluster_loses_its_leader_while_records_are_written() {
             Event::Deleted { .. } | Event::Away { .. } => {}
         }
     }
-    assert_eq!(
-        known.into_iter().collect::<std::collections::BTreeSet<_>>(),
-        written.into_iter().collect()
-    );
+    assert_eq!(known.into_iter().collect::<BTreeSet<_>>(), written.into_iter().collect());
 }
 
 /// A server on the loopback that is none of NATS': each connection is given to `talk`.
@@ -985,6 +985,34 @@ async fn certificates_that_do_not_count_and_servers_without_tls() {
         let reason = away(&mut watch).await;
         assert!(reason.contains(words), "{reason}");
     }
+    // What a person makes in one line, its own authority: for its own name it counts.
+    for (name, words) in [("IP:127.0.0.1", None), ("DNS:a.example", Some("is not for that name"))] {
+        let mut server = NatsServer::new("self-signed").unwrap();
+        let (certificate, key) = (server.file("x.crt"), server.file("x.key"));
+        run(Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            ])
+            .args(["-subj", "/CN=nats", "-addext", &format!("subjectAltName={name}")])
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate))
+        .unwrap();
+        server = server.tls(&certificate, &key, None);
+        server.start().unwrap();
+        let tls = Tls { ca: Some(Pem::File(certificate)), ..Tls::default() };
+        let settings = RegistrySettings { tls, ..settings(server.address(), Login::None) };
+        let mut watch = Nats::connect(settings).unwrap().watch();
+        let reason = away(&mut watch).await;
+        assert!(reason.contains(words.unwrap_or("there is no bucket")), "{reason}");
+    }
     let server = plain("without-tls");
     let settings =
         RegistrySettings { tls: trusting(&renamed), ..settings(server.address(), Login::None) };
@@ -1148,6 +1176,9 @@ enum Say {
     Raw(&'static str),
 }
 
+/// Its name, what the first consumer is sent, and the keys of the snapshots that come of it.
+type Case<'a> = (&'a str, Vec<Say>, Vec<&'a [&'a str]>);
+
 /// A server that goes wrong as real ones do, but not when asked to: one bucket, whose n-th consumer, over all connections, is
 /// sent the n-th script; the last again and again.
 fn scripted(scripts: Vec<Vec<Say>>) -> SocketAddr {
@@ -1228,8 +1259,8 @@ async fn after_anything_missed_everything_is_read_again() {
     let whole = ["peers.a", "peers.b"].as_slice();
     let first = ["peers.a"].as_slice();
     let begun = || Say::Put("peers.a", 1, 1, 0);
-    // What the first consumer is sent, and the snapshots that come. Over the last two the library panics.
-    let cases: Vec<(&str, Vec<Say>, Vec<&[&str]>)> = vec![
+    // Over the last two the library panics.
+    let cases: Vec<Case<'_>> = vec![
         (
             "a message missed in the middle of the records",
             vec![Say::Put("peers.a", 1, 1, 2), Say::Put("peers.b", 2, 3, 0)],
@@ -1275,4 +1306,111 @@ async fn after_anything_missed_everything_is_read_again() {
     for task in tasks {
         task.await.unwrap();
     }
+}
+
+/// Whatever a receiver knows from what it was told.
+async fn fold(mut watch: NatsWatch, known: Arc<Mutex<BTreeMap<String, (Bytes, u64)>>>) {
+    loop {
+        let event = watch.next().await;
+        let mut known = known.lock().unwrap();
+        match event {
+            Event::Snapshot { entries, .. } => {
+                *known = entries.into_iter().map(|e| (e.key, (e.value, e.revision))).collect();
+            }
+            Event::Put(put) => drop(known.insert(put.key, (put.value, put.revision))),
+            Event::Deleted { key, .. } => drop(known.remove(&key)),
+            Event::Away { .. } => {}
+        }
+    }
+}
+
+/// Servers, ways, consumers and buckets go and come at random while records are written; in the end all know what there is.
+#[cfg_attr(not(feature = "all"), ignore = "takes minutes: make test-all")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn whatever_happens_all_come_to_know_what_there_is() {
+    let mut server = plain("chaos");
+    let way = nats::Way::to(server.address()).unwrap();
+    let mut all = Vec::new();
+    for address in [server.address(), way.address(), server.address(), way.address()] {
+        let registry = Nats::connect(settings(address, Login::None)).unwrap();
+        let known = Arc::new(Mutex::new(BTreeMap::new()));
+        let task = tokio::spawn(fold(registry.watch(), known.clone()));
+        all.push((registry, known, task));
+    }
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let mut state = seed.unwrap_or_else(|| getrandom::u64().unwrap());
+    println!("SEED={state}");
+    let mut random = move |below: u64| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let pause = |ms: u64| tokio::time::sleep(Duration::from_millis(ms));
+    let until = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < until {
+        let what = random(12);
+        match what {
+            0 => {
+                server.kill();
+                pause(random(3_000)).await;
+                server.start().unwrap();
+            }
+            1 => {
+                server.pause().unwrap();
+                pause(random(14_000)).await;
+                server.resume().unwrap();
+            }
+            2 => {
+                way.break_off();
+                pause(random(14_000)).await;
+                way.mend();
+            }
+            _ => {
+                let mut admin = server.client(&NOBODY).unwrap();
+                match what {
+                    3 => {
+                        for consumer in admin.consumers(BUCKET).unwrap() {
+                            // It may have ended by itself.
+                            let _ = admin.delete_consumer(BUCKET, &consumer);
+                        }
+                    }
+                    4 => {
+                        admin.delete_bucket(BUCKET).unwrap();
+                        pause(random(1_000)).await;
+                        admin.create_bucket(BUCKET).unwrap();
+                    }
+                    _ => {
+                        for _ in 0..random(50) {
+                            let key = format!("peers.{}", random(20));
+                            if random(4) == 0 {
+                                admin.delete(BUCKET, &key).unwrap();
+                            } else {
+                                admin.put(BUCKET, &key, random(1_000).to_string()).unwrap();
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        pause(random(2_000)).await;
+    }
+    let mut admin = server.client(&NOBODY).unwrap();
+    let revision = admin.put(BUCKET, "peers.end", "end").unwrap();
+    let mut there = BTreeMap::from([("peers.end".to_owned(), (Bytes::from("end"), revision))]);
+    for n in 0..20 {
+        let key = format!("peers.{n}");
+        if let Some((revision, value)) = admin.get(BUCKET, &key).unwrap()
+            && !value.is_empty()
+        {
+            there.insert(key, (value.into(), revision));
+        }
+    }
+    for (n, (_, known, _)) in all.iter().enumerate() {
+        let deadline = Instant::now() + PATIENCE;
+        while *known.lock().unwrap() != there {
+            assert!(Instant::now() < deadline, "{n}: {:?}\n{there:?}", known.lock().unwrap());
+            pause(50).await;
+        }
+    }
+    assert!(all.iter().all(|(_, _, task)| !task.is_finished()));
 }

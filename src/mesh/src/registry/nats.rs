@@ -11,6 +11,7 @@ mod follow;
 mod link;
 mod login;
 mod reason;
+mod tls;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
