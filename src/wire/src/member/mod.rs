@@ -1,7 +1,19 @@
 //! Records of the mesh's registry: who is a member, under which key, at which address (protocols/ikto-kilo.md §1.4).
 //!
-//! The first five fields are Ikto's, byte for byte; what follows them is ours, and ignored by agents that do not know it.
-//! Whatever a machine has to prove before it counts as a member will stand here, in [`Extension`].
+//! ```text
+//! {"name":"a","public_key":"…","advertise_address":"10.99.1.2","allowed_ip":"fd10:aaaa:1::/48","wg_port":51820,
+//!  "version":1,"advertise_name":"a.example.org","capabilities":["…"],"signature":"…"}
+//! ```
+//!
+//! (in one line and without white space). The first five fields are Ikto's, byte for byte; what follows them is ours, and
+//! ignored by agents that do not know it. Whatever a machine has to prove before it counts as a member will stand here, in
+//! [`Extension`].
+//!
+//! The signature, base64 of 64 bytes, is by the WireGuard key of `public_key` ([`sign`]) over bucket, registry key and the
+//! record's text as far as `,"signature":`, each after its length as a u64 in big endian; the context is
+//! `latchkey member record v1`. So fields of the future are signed like those of today, nothing depends on how JSON could
+//! be written otherwise, and a record that was copied to another key or another bucket is not a signed one there. It counts
+//! only in this form, as the last field, and if no other field has its name.
 
 mod cidr;
 mod read;
