@@ -78,7 +78,10 @@ impl Shown {
     fn first(&mut self, status: Status) -> Result<()> {
         let now = SystemTime::now();
         match self.form {
-            Form::Text(detail) if self.screen => draw(&status.to_text(detail, now)),
+            Form::Text(detail) if self.screen => {
+                // What stands on the screen is scrolled away, not written over.
+                print(&"\n".repeat(size().0)).and_then(|()| draw(&status.to_text(detail, now)))
+            }
             Form::Text(detail) => print(&status.to_text(detail, now)),
             Form::Json => print(&line_of(&status)?),
         }?;
@@ -130,9 +133,14 @@ fn print(text: &str) -> Result<()> {
 
 /// From the screen's upper left corner, without clearing first, which would flicker; as much as there is room for.
 fn draw(text: &str) -> Result<()> {
+    let (rows, columns) = size();
+    print(&screen(text, rows, columns))
+}
+
+/// Rows and columns; 0 where the terminal does not say.
+fn size() -> (usize, usize) {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
-    let (rows, columns) = size.map_or((0, 0), |size| (size.ws_row, size.ws_col));
-    print(&screen(text, rows.into(), columns.into()))
+    size.map_or((0, 0), |size| (size.ws_row.into(), size.ws_col.into()))
 }
 
 /// A terminal that does not say its size (0) is taken to be large enough.
