@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use latchkey_config::mesh::{Advertise, Keepalive, Mesh};
-use latchkey_config::{Config, ConfigError, Local, Request, cmdline};
+use latchkey_config::mesh::{Advertise, Keepalive};
+use latchkey_config::{Config, ConfigError, Local, Membership, Request, cmdline};
 
 use crate::{SECRET, tells_nothing};
 
@@ -47,6 +47,7 @@ pub(crate) fn cloud_config(data: &[u8]) {
     if let Ok(config) = Local::of_bytes(files, "").unwrap().fetch(&mut documents) {
         within_bounds(&config);
     }
+    membership(&text);
     url(&String::from_utf8_lossy(data));
 }
 
@@ -61,7 +62,7 @@ fn url(text: &str) {
     );
     match Local::of_bytes(vec![(PathBuf::from(FILE), text.into_bytes())], "") {
         Ok(local) => {
-            assert!(!format!("{local:?} {:?}", local.mesh()).contains(SECRET));
+            assert!(!format!("{local:?} {:?}", local.membership()).contains(SECRET));
         }
         Err(error) => tells_nothing(&error),
     }
@@ -79,16 +80,29 @@ fn within_bounds(config: &Config) {
         !label.is_empty() && !label.contains('/') && !label.starts_with('.') && label.len() <= 47
     };
     assert!(config.encrypted_partitions.iter().all(plain));
-    config.mesh.iter().for_each(mesh_within_bounds);
 }
 
-fn mesh_within_bounds(mesh: &Mesh) {
-    assert!(mesh.port != 0 && mesh.mtu.is_none_or(|mtu| (1280..=65_455).contains(&mtu)));
+/// What the agent makes of the same file, which may be wrong there and right for the boot program, not the other way round.
+fn membership(text: &[u8]) {
+    let read = || Local::of_bytes(vec![(PathBuf::from(FILE), text.to_vec())], "");
+    match read().and_then(|local| local.membership()) {
+        Ok(found) => {
+            let mesh = read().and_then(Local::alone).unwrap().mesh;
+            assert_eq!(found.as_ref().map(|found| &found.mesh), mesh.as_ref());
+            found.iter().for_each(membership_within_bounds);
+        }
+        Err(ConfigError::Conflict { .. }) => {}
+        Err(error) => assert!(error.to_string().contains('/'), "{error}"),
+    }
+}
+
+fn membership_within_bounds(mesh: &Membership) {
+    assert!(mesh.mesh.port != 0 && mesh.mtu.is_none_or(|mtu| (1280..=65_455).contains(&mtu)));
     assert!(mesh.keepalive != Keepalive::Every(0));
     assert!(mesh.metrics.is_none_or(|address| address.port() != 0));
     assert!(mesh.name.as_ref().is_none_or(|name| (1..=128).contains(&name.len())));
     if let Advertise::Address(address) = &mesh.advertise {
-        assert!(!mesh.prefix.contains(*address) && !address.is_loopback());
+        assert!(!mesh.mesh.prefix.contains(*address) && !address.is_loopback());
     }
     if let Some(registry) = &mesh.registry {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);

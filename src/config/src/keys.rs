@@ -1,6 +1,6 @@
 //! The keys this project reads and how a name that is nearly one of them is told: protocols/kcrypt.md §10.1.
 
-use crate::mesh::value::Content;
+use crate::mesh::value::{Content, Kind as Agent};
 use crate::value::Kind;
 
 /// A mapping we read from.
@@ -52,19 +52,19 @@ pub(crate) const LEAVES: [(&str, Kind); 32] = [
     ("latchkey.mesh.prefix", Kind::Prefix),
     ("latchkey.mesh.port", Kind::Port),
     ("latchkey.mesh.interface", Kind::Interface),
-    ("latchkey.mesh.name", Kind::NodeName),
-    (REGISTRY, Kind::Registry),
-    (CREDENTIALS, Kind::Pem(Content::Credentials)),
-    (BUCKET, Kind::Bucket),
-    (REGISTRY_CA, Kind::Pem(Content::Certificates)),
-    (REGISTRY_CERTIFICATE, Kind::Pem(Content::Certificates)),
-    (REGISTRY_KEY, Kind::Pem(Content::PrivateKey)),
-    (ADVERTISE_ADDRESS, Kind::AdvertiseAddress),
-    (ADVERTISE_INTERFACE, Kind::Interface),
-    ("latchkey.mesh.keepalive", Kind::Keepalive),
-    ("latchkey.mesh.mtu", Kind::Mtu),
-    ("latchkey.mesh.signatures", Kind::Signatures),
-    ("latchkey.mesh.metrics", Kind::Metrics),
+    ("latchkey.mesh.name", Kind::Agent(Agent::Name)),
+    (REGISTRY, Kind::Agent(Agent::Registry)),
+    (CREDENTIALS, Kind::Agent(Agent::Pem(Content::Credentials))),
+    (BUCKET, Kind::Agent(Agent::Bucket)),
+    (REGISTRY_CA, Kind::Agent(Agent::Pem(Content::Certificates))),
+    (REGISTRY_CERTIFICATE, Kind::Agent(Agent::Pem(Content::Certificates))),
+    (REGISTRY_KEY, Kind::Agent(Agent::Pem(Content::PrivateKey))),
+    (ADVERTISE_ADDRESS, Kind::Agent(Agent::AdvertiseAddress)),
+    (ADVERTISE_INTERFACE, Kind::Agent(Agent::Interface)),
+    ("latchkey.mesh.keepalive", Kind::Agent(Agent::Keepalive)),
+    ("latchkey.mesh.mtu", Kind::Agent(Agent::Mtu)),
+    ("latchkey.mesh.signatures", Kind::Agent(Agent::Signatures)),
+    ("latchkey.mesh.metrics", Kind::Agent(Agent::Metrics)),
 ];
 
 /// What Ikto calls some of these in its own file, which is how people come to write them here.

@@ -4,15 +4,13 @@
 //! A source's own faults are found here, also where a later source would win.
 
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::certificate;
 use crate::error::{ConfigError, Place};
 use crate::files::Source;
 use crate::keys::{self, CERTIFICATE, CONFIG_URL, MESH, NEAR, NEAR_AT_TOP, join};
-use crate::mesh::Pem;
-use crate::value::{Fault, Kind, Setting};
+use crate::value::{Kind, Setting};
 use crate::yaml::{self, Entry, Node};
 
 /// One thing that a source says.
@@ -117,24 +115,14 @@ impl Layer {
         &mut self,
         key: &'static str,
         kind: Kind,
-        node: &Rc<Node>,
+        node: &Arc<Node>,
         place: Place,
     ) -> Result<(), ConfigError> {
         if node.is_null() {
             self.say(key, Change::Clear, place);
             return Ok(());
         }
-        let setting = kind.read(node).map_err(|fault| match fault {
-            Fault::WrongType { expected } => ConfigError::WrongType {
-                place: place.clone(),
-                key: key.to_owned(),
-                expected,
-                found: node.kind(),
-            },
-            Fault::Invalid(why) => {
-                ConfigError::Invalid { place: place.clone(), key: key.to_owned(), why }
-            }
-        })?;
+        let setting = kind.read(node, &place).map_err(|fault| fault.at(key, node, &place))?;
         self.say(key, Change::Set(setting), place);
         Ok(())
     }
@@ -143,13 +131,9 @@ impl Layer {
         self.statements.push(Statement { key, change, place });
     }
 
-    /// Puts PEM text where a path stands: later, the file system it is on may be gone. What only the agent needs stays a
-    /// path.
+    /// Puts PEM text where a path stands: later, the file system it is on may be gone.
     pub(crate) fn read_certificates(&mut self, roots: &[PathBuf]) -> Result<(), ConfigError> {
         for statement in &mut self.statements {
-            if let Change::Set(Setting::Pem(Some(Pem::File(path)))) = &mut statement.change {
-                *path = certificate::located(path, &statement.place, roots);
-            }
             if let (CERTIFICATE, Change::Set(Setting::Text(text))) =
                 (statement.key, &mut statement.change)
                 && !text.is_empty()

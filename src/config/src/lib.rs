@@ -27,7 +27,7 @@ pub use error::{ConfigError, Place};
 pub use files::is_populated;
 pub use keys::nearest_of;
 pub use local::{Fetch, Local, Request};
-pub use mesh::{DEFAULT_MESH_INTERFACE, DEFAULT_MESH_PORT, Mesh};
+pub use mesh::{DEFAULT_MESH_INTERFACE, DEFAULT_MESH_PORT, Membership, Mesh};
 pub use prefix::Prefix;
 pub use value::number;
 

@@ -12,9 +12,10 @@ use crate::error::{ConfigError, Place};
 use crate::files::{self, Source};
 use crate::keys::{CERTIFICATE, CONFIG_URL, SERVERS};
 use crate::layer::Layer;
+use crate::mesh::{self, Membership};
 use crate::settings::Settings;
 use crate::value::Setting;
-use crate::{Config, Mesh, config_of, deadline_of, mesh};
+use crate::{Config, config_of, deadline_of};
 
 /// A document that names a document that names a document.
 const MAX_DEPTH: usize = 4;
@@ -41,6 +42,7 @@ pub struct Local {
     files: Vec<(PathBuf, Layer)>,
     cmdline: Layer,
     settings: Settings,
+    roots: Vec<PathBuf>,
 }
 
 impl Local {
@@ -82,7 +84,7 @@ impl Local {
             settings.merge(layer)?;
         }
         settings.overrule(&cmdline)?;
-        Ok(Self { files, cmdline, settings })
+        Ok(Self { files, cmdline, settings, roots: roots.to_vec() })
     }
 
     /// Whether anything names a `config_url`.
@@ -113,12 +115,13 @@ impl Local {
         deadline_of(&self.settings)
     }
 
-    /// The mesh that the local sources describe.
+    /// The mesh that the local sources describe, with all that makes this machine a member: what [`Config`] leaves out is
+    /// read and checked here.
     ///
     /// # Errors
-    /// [`ConfigError::Missing`].
-    pub fn mesh(&self) -> Result<Option<Mesh>, ConfigError> {
-        mesh::of(&self.settings)
+    /// As [`Local::read`].
+    pub fn membership(&self) -> Result<Option<Membership>, ConfigError> {
+        mesh::membership(&self.settings, &self.roots)
     }
 
     /// The configuration with every `config_url` followed: each document is merged over the source that names it, and

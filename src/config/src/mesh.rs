@@ -1,7 +1,7 @@
-//! `latchkey.mesh`: which mesh this machine is a member of, where its registry is, and how others reach it.
+//! `latchkey.mesh`: which mesh this machine has an identity in ([`Mesh`]), and what makes it a member there ([`Membership`]).
 //!
-//! Nothing that is named here by a path is read here: the boot program needs none of it, and the agent reads it when it
-//! needs it.
+//! The second is the agent's. It is read and checked when the agent asks for it: no disk stays closed because of a port for
+//! metrics, and no code for it is in the initramfs. What is named by a path is not opened here at all.
 
 pub mod url;
 pub mod value;
@@ -17,9 +17,10 @@ use crate::keys::{
     ADVERTISE_ADDRESS, ADVERTISE_INTERFACE, BUCKET, CREDENTIALS, MESH, REGISTRY, REGISTRY_CA,
     REGISTRY_CERTIFICATE, REGISTRY_KEY,
 };
+use crate::layer::{Change, Statement};
 use crate::prefix::Prefix;
 use crate::settings::Settings;
-use crate::value::Setting;
+use crate::value::{Setting, Unread};
 
 /// WireGuard's customary port.
 pub const DEFAULT_MESH_PORT: u16 = 51820;
@@ -39,6 +40,12 @@ pub struct Mesh {
     pub prefix: Prefix,
     pub port: u16,
     pub interface: String,
+}
+
+/// `latchkey.mesh`, all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    pub mesh: Mesh,
     /// None: the host's name.
     pub name: Option<String>,
     /// None: a device with no peers.
@@ -141,15 +148,11 @@ pub enum Pem {
     Text(Secret),
 }
 
-impl Mesh {
-    /// A mesh of which nothing else is said.
-    #[must_use]
-    pub fn new(network: String, prefix: Prefix) -> Self {
+impl From<Mesh> for Membership {
+    /// Of which nothing else is said.
+    fn from(mesh: Mesh) -> Self {
         Self {
-            network,
-            prefix,
-            port: DEFAULT_MESH_PORT,
-            interface: DEFAULT_MESH_INTERFACE.to_owned(),
+            mesh,
             name: None,
             registry: None,
             advertise: Advertise::default(),
@@ -195,29 +198,57 @@ pub(crate) fn of(settings: &Settings) -> Result<Option<Mesh>, ConfigError> {
     let Some((Setting::Prefix(prefix), _)) = settings.get("latchkey.mesh.prefix") else {
         return Err(missing("latchkey.mesh.prefix"));
     };
-    let mut mesh = Mesh::new(network, *prefix);
-    if let Some((Setting::Port(port), _)) = settings.get("latchkey.mesh.port") {
-        mesh.port = *port;
-    }
-    if let Some(interface) = text(settings, "latchkey.mesh.interface") {
-        mesh.interface = interface;
-    }
-    mesh.name = text(settings, "latchkey.mesh.name");
-    mesh.registry = registry(settings)?;
-    mesh.advertise = advertise(settings, &mesh)?;
+    Ok(Some(Mesh {
+        network,
+        prefix: *prefix,
+        port: match settings.get("latchkey.mesh.port") {
+            Some((Setting::Port(port), _)) => *port,
+            _ => DEFAULT_MESH_PORT,
+        },
+        interface: text(settings, "latchkey.mesh.interface")
+            .unwrap_or_else(|| DEFAULT_MESH_INTERFACE.to_owned()),
+    }))
+}
+
+/// Reads what was left unread. Files of `roots` are told by the paths that they have there.
+pub(crate) fn membership(
+    settings: &Settings,
+    roots: &[PathBuf],
+) -> Result<Option<Membership>, ConfigError> {
+    let Some(mesh) = of(settings)? else { return Ok(None) };
+    let settings = &read(settings, roots)?;
+    let mut membership = Membership::from(mesh);
+    membership.name = text(settings, "latchkey.mesh.name");
+    membership.registry = registry(settings)?;
+    membership.advertise = advertise(settings, &membership.mesh)?;
     if let Some((Setting::Keepalive(keepalive), _)) = settings.get("latchkey.mesh.keepalive") {
-        mesh.keepalive = *keepalive;
+        membership.keepalive = *keepalive;
     }
     if let Some((Setting::Mtu(mtu), _)) = settings.get("latchkey.mesh.mtu") {
-        mesh.mtu = Some(*mtu);
+        membership.mtu = Some(*mtu);
     }
     if let Some((Setting::Signatures(signatures), _)) = settings.get("latchkey.mesh.signatures") {
-        mesh.signatures = *signatures;
+        membership.signatures = *signatures;
     }
     if let Some((Setting::Socket(address), _)) = settings.get("latchkey.mesh.metrics") {
-        mesh.metrics = Some(*address);
+        membership.metrics = Some(*address);
     }
-    Ok(Some(mesh))
+    Ok(Some(membership))
+}
+
+/// The agent's settings, each value of each source read, and then merged as all are.
+fn read(settings: &Settings, roots: &[PathBuf]) -> Result<Settings, ConfigError> {
+    let mut read = Settings::default();
+    for (key, kind, values) in settings.unread() {
+        for Unread { node, place } in values {
+            let mut setting = kind.read(node).map_err(|fault| fault.at(key, node, place))?;
+            if let Setting::Pem(Some(Pem::File(path))) = &mut setting {
+                *path = crate::certificate::located(path, place, roots);
+            }
+            read.apply(Statement { key, change: Change::Set(setting), place: place.clone() })?;
+        }
+    }
+    Ok(read)
 }
 
 /// An empty text is how templates say "none".

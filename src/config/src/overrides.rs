@@ -4,7 +4,6 @@
 //! that is not ours is somebody else's, whatever it looks like; one that is nearly ours is a typing error.
 
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::certificate;
@@ -12,7 +11,7 @@ use crate::cmdline::{CMDLINE, words};
 use crate::error::{ConfigError, Place};
 use crate::keys::{self, CONFIG_URL, LEAVES, NEAR};
 use crate::layer::Layer;
-use crate::mesh::value::Content;
+use crate::mesh::value::{Content, Kind as Agent};
 use crate::value::Kind;
 use crate::yaml::{Node, Value};
 
@@ -124,22 +123,22 @@ fn refuse_branch(key: &str, place: &Place) -> Result<(), ConfigError> {
 }
 
 /// A word alone is true. Where a list belongs, commas are between its items.
-fn node(kind: Kind, value: Option<&str>) -> Rc<Node> {
+fn node(kind: Kind, value: Option<&str>) -> Arc<Node> {
     let scalar = |text: &str, plain| {
-        Rc::new(Node { value: Value::Scalar { text: text.to_owned(), plain }, line: 1 })
+        Arc::new(Node { value: Value::Scalar { text: text.to_owned(), plain }, line: 1 })
     };
     let Some(text) = value else { return scalar("true", true) };
     let items = || text.split(',').filter(|item| !item.is_empty());
     match kind {
-        Kind::Certificate | Kind::Pem(Content::Certificates)
+        Kind::Certificate | Kind::Agent(Agent::Pem(Content::Certificates))
             if text.contains(certificate::BEGIN) =>
         {
             return scalar(&certificate::in_lines(text), false);
         }
         Kind::Labels | Kind::Pcrs => {}
-        Kind::Servers | Kind::Registry if items().count() > 1 => {}
+        Kind::Servers | Kind::Agent(Agent::Registry) if items().count() > 1 => {}
         _ => return scalar(text, false),
     }
     let items = items().map(|item| scalar(item, false)).collect();
-    Rc::new(Node { value: Value::Sequence(items), line: 1 })
+    Arc::new(Node { value: Value::Sequence(items), line: 1 })
 }

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use crate::error::{ConfigError, Place};
 use crate::keys::{self, CONFIG_URL, MESH};
 use crate::layer::{Change, Layer, Statement};
-use crate::value::Setting;
+use crate::mesh::value::Kind as AgentKind;
+use crate::value::{Kind, Setting, Unread};
 
 /// Settings by dotted key, each with the place that set it last.
 #[derive(Debug, Default)]
@@ -43,7 +44,20 @@ impl Settings {
         self.mesh.as_ref()
     }
 
-    fn apply(&mut self, Statement { key, change, place }: Statement) -> Result<(), ConfigError> {
+    /// What the agent has to read, each with what the sources say of it.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = (&'static str, AgentKind, &[Unread])> {
+        self.leaves.iter().filter_map(|(key, (setting, _))| match (keys::leaf(key), setting) {
+            (Some((key, Kind::Agent(kind))), Setting::Unread(values)) => {
+                Some((key, kind, values.as_slice()))
+            }
+            _ => None,
+        })
+    }
+
+    pub(crate) fn apply(
+        &mut self,
+        Statement { key, change, place }: Statement,
+    ) -> Result<(), ConfigError> {
         match change {
             Change::Set(_) if key == CONFIG_URL => {} // of its own source only
             Change::Set(setting) => {
@@ -102,6 +116,9 @@ fn merged(
             both.sort_unstable();
             both.dedup();
             Setting::Pcrs(both)
+        }
+        (Setting::Unread(known), Setting::Unread(more)) => {
+            Setting::Unread(known.into_iter().chain(more).collect())
         }
         (
             Setting::Registry { urls: known, is_list: true },

@@ -1,11 +1,14 @@
 //! The values a setting may have: numbers, durations, addresses, names; each from one YAML node.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::mesh::url::{self, ServerUrl};
-use crate::mesh::value::{self as mesh, Content};
-use crate::mesh::{Advertise, Keepalive, MAX_SERVERS, Pem, Signatures};
+use crate::error::{ConfigError, Place};
+use crate::mesh::url::ServerUrl;
+use crate::mesh::value as mesh;
+use crate::mesh::{Advertise, Keepalive, Pem, Signatures};
 use crate::prefix::Prefix;
 use crate::yaml::{Node, Value};
 use crate::{MapperNames, Protocol};
@@ -33,19 +36,8 @@ pub(crate) enum Kind {
     Prefix,
     Port,
     Interface,
-    /// A label that a node has in the mesh.
-    NodeName,
-    /// URL of a NATS server, or a list of them.
-    Registry,
-    Bucket,
-    /// A path or the text itself; the file is not read here.
-    Pem(Content),
-    AdvertiseAddress,
-    Keepalive,
-    Mtu,
-    Signatures,
-    /// An address and a port to listen on.
-    Metrics,
+    /// Of the mesh's agent, which reads it later.
+    Agent(mesh::Kind),
 }
 
 /// No secret is shown by `{:?}`.
@@ -62,6 +54,8 @@ pub(crate) enum Setting {
     Duration(Duration),
     Prefix(Prefix),
     Port(u16),
+    /// What each source says, in their order.
+    Unread(Vec<Unread>),
     Registry {
         urls: Vec<ServerUrl>,
         is_list: bool,
@@ -84,11 +78,44 @@ impl Setting {
     }
 }
 
+/// A value that nobody has looked at.
+#[derive(Clone)]
+pub(crate) struct Unread {
+    pub(crate) node: Arc<Node>,
+    pub(crate) place: Place,
+}
+
+impl fmt::Debug for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unread({})", self.place)
+    }
+}
+
+impl PartialEq for Unread {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.node, &other.node)
+    }
+}
+
+impl Eq for Unread {}
+
 /// Why a node is not the value it should be.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     WrongType { expected: &'static str },
     Invalid(String),
+}
+
+impl Fault {
+    pub(crate) fn at(self, key: &str, node: &Node, place: &Place) -> ConfigError {
+        let (place, key) = (place.clone(), key.to_owned());
+        match self {
+            Self::WrongType { expected } => {
+                ConfigError::WrongType { place, key, expected, found: node.kind() }
+            }
+            Self::Invalid(why) => ConfigError::Invalid { place, key, why },
+        }
+    }
 }
 
 /// Shortest and longest total time for the automatic ways: one second to one day.
@@ -99,12 +126,14 @@ const MAX_LABEL: usize = 47;
 const MAX_LABELS: usize = 64;
 const MAX_TEXT: usize = 4096;
 /// A whole distribution's bundle of certificates has about 220 KiB.
-const MAX_PEM: usize = 1024 * 1024;
+pub(crate) const MAX_PEM: usize = 1024 * 1024;
+/// Each is asked at every boot; nobody has more.
+const MAX_SERVERS: usize = 16;
 /// PCRs 16 to 23 can be reset or extended at any time (TCG PC Client Platform TPM Profile 1.05 §4.6): they prove nothing.
 const MAX_PCR: u8 = 15;
 
 impl Kind {
-    pub(crate) fn read(self, node: &Node) -> Result<Setting, Fault> {
+    pub(crate) fn read(self, node: &Arc<Node>, place: &Place) -> Result<Setting, Fault> {
         match self {
             Self::ConfigUrl => config_url(string(node, "a URL")?).map(Setting::Text),
             Self::Servers => servers(node),
@@ -126,48 +155,28 @@ impl Kind {
             Self::Prefix => prefix(string(node, "a prefix as fd10::/16")?).map(Setting::Prefix),
             Self::Port => port(node).map(Setting::Port),
             Self::Interface => interface(string(node, "a name")?).map(Setting::Text),
-            Self::NodeName => word(mesh::name(scalar(node, "a name")?), Setting::Text),
-            Self::Registry => registry(node),
-            Self::Bucket => word(mesh::bucket(scalar(node, "a name")?), Setting::Text),
-            Self::Pem(content) => {
-                let text = bounded(node, "PEM text or the path of a PEM file", MAX_PEM)?;
-                word(mesh::pem(text, content), Setting::Pem)
-            }
-            Self::AdvertiseAddress => {
-                let text = string(node, "an IP address or a DNS name")?;
-                word(mesh::advertise(text), Setting::Advertise)
-            }
-            Self::Keepalive => {
-                let text = scalar(node, "auto, off or seconds")?;
-                word(mesh::keepalive(text), Setting::Keepalive)
-            }
-            Self::Mtu => word(mesh::mtu(scalar(node, "a number of bytes")?), Setting::Mtu),
-            Self::Signatures => {
-                let text = string(node, "require, prefer or ignore")?;
-                word(mesh::signatures(text), Setting::Signatures)
-            }
-            Self::Metrics => {
-                let text = string(node, "ADDRESS:PORT, as 127.0.0.1:9586")?;
-                word(mesh::metrics(text), Setting::Socket)
+            Self::Agent(_) => {
+                let unread = Unread { node: Arc::clone(node), place: place.clone() };
+                Ok(Setting::Unread(vec![unread]))
             }
         }
     }
 }
 
-fn invalid<T>(why: impl Into<String>) -> Result<T, Fault> {
+pub(crate) fn invalid<T>(why: impl Into<String>) -> Result<T, Fault> {
     Err(Fault::Invalid(why.into()))
 }
 
-fn word<T>(read: Result<T, String>, setting: impl Fn(T) -> Setting) -> Result<Setting, Fault> {
-    read.map(setting).map_err(Fault::Invalid)
-}
-
 /// Any scalar, quoted or not, as its text.
-fn scalar<'n>(node: &'n Node, expected: &'static str) -> Result<&'n str, Fault> {
+pub(crate) fn scalar<'n>(node: &'n Node, expected: &'static str) -> Result<&'n str, Fault> {
     bounded(node, expected, if expected.contains("PEM") { MAX_PEM } else { MAX_TEXT })
 }
 
-fn bounded<'n>(node: &'n Node, expected: &'static str, limit: usize) -> Result<&'n str, Fault> {
+pub(crate) fn bounded<'n>(
+    node: &'n Node,
+    expected: &'static str,
+    limit: usize,
+) -> Result<&'n str, Fault> {
     match &node.value {
         Value::Scalar { text, .. } if text.len() <= limit => Ok(text),
         Value::Scalar { .. } => invalid(format!("longer than {limit} bytes")),
@@ -176,7 +185,7 @@ fn bounded<'n>(node: &'n Node, expected: &'static str, limit: usize) -> Result<&
 }
 
 /// A scalar that YAML takes for a string: a plain `true` or `12` is none.
-fn string<'n>(node: &'n Node, expected: &'static str) -> Result<&'n str, Fault> {
+pub(crate) fn string<'n>(node: &'n Node, expected: &'static str) -> Result<&'n str, Fault> {
     let text = scalar(node, expected)?;
     let typed = matches!(&node.value, Value::Scalar { plain: true, .. })
         && (node.is_null()
@@ -259,27 +268,6 @@ fn server(text: &str) -> Result<String, Fault> {
         return Ok(String::new());
     }
     url(text, &["http", "https", "ws", "wss"], "as in https://kms.example.org:8082")
-}
-
-/// `""` alone: there is none.
-fn registry(node: &Node) -> Result<Setting, Fault> {
-    let server = |node: &Node| {
-        url::parse(string(node, "a URL as tls://nats.example.org:4222")?, None)
-            .map_err(Fault::Invalid)
-    };
-    match &node.value {
-        Value::Sequence(items) if items.len() > MAX_SERVERS => {
-            invalid(format!("more than {MAX_SERVERS} servers"))
-        }
-        Value::Sequence(items) => {
-            let urls = items.iter().map(|item| server(item)).collect::<Result<_, _>>()?;
-            Ok(Setting::Registry { urls, is_list: true })
-        }
-        Value::Scalar { text, .. } if text.is_empty() => {
-            Ok(Setting::Registry { urls: Vec::new(), is_list: false })
-        }
-        _ => Ok(Setting::Registry { urls: vec![server(node)?], is_list: false }),
-    }
 }
 
 /// Newer Kairos evaluates templates in it; here it is one that cannot be fetched.
@@ -398,7 +386,7 @@ fn label(text: &str) -> Result<String, Fault> {
 fn pcrs(node: &Node) -> Result<Vec<u8>, Fault> {
     let expected = "a list of PCR numbers as [0, 7, 11]";
     let Value::Sequence(items) = &node.value else { return Err(Fault::WrongType { expected }) };
-    let number = |item: &std::rc::Rc<Node>| {
+    let number = |item: &std::sync::Arc<Node>| {
         let text = scalar(item, expected)?;
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse() {
@@ -499,7 +487,7 @@ fn port(node: &Node) -> Result<u16, Fault> {
 }
 
 /// IFNAMSIZ is 16 with its NUL; the kernel (dev_valid_name) takes no `/`, `:` or space, and not `.` or `..`.
-fn interface(text: &str) -> Result<String, Fault> {
+pub(crate) fn interface(text: &str) -> Result<String, Fault> {
     let fits = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-=+".contains(&b));
     if fits && (1..=15).contains(&text.len()) && text != "." && text != ".." {
         Ok(text.to_owned())

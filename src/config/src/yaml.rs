@@ -2,11 +2,11 @@
 //!
 //! Somebody else's parts of a cloud-config may hold anything that is valid YAML. They are skipped while parsing, so that
 //! they cost no memory; only anchored nodes are kept, since an alias in our part may point to one. An alias shares the
-//! node it names (`Rc`), so that nested aliases ("billion laughs") cost nothing.
+//! node it names (`Arc`), so that nested aliases ("billion laughs") cost nothing.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError};
 
@@ -31,7 +31,7 @@ pub(crate) enum Value {
         text: String,
         plain: bool,
     },
-    Sequence(Vec<Rc<Node>>),
+    Sequence(Vec<Arc<Node>>),
     Mapping(Vec<Entry>),
     /// A scalar with a tag that only its own application understands (`!env X`).
     Tagged,
@@ -48,7 +48,7 @@ pub(crate) struct Entry {
     /// The plain key `<<` (YAML merge key).
     pub(crate) merge: bool,
     pub(crate) line: usize,
-    pub(crate) value: Rc<Node>,
+    pub(crate) value: Arc<Node>,
 }
 
 impl Node {
@@ -76,7 +76,7 @@ pub(crate) fn parse(
     text: &str,
     path: &Path,
     wanted: &dyn Fn(&str) -> bool,
-) -> Result<Vec<Rc<Node>>, ConfigError> {
+) -> Result<Vec<Arc<Node>>, ConfigError> {
     let mut builder = Builder { wanted, ..Builder::new() };
     // keep_tags: a %TAG line of the first document may serve the next; all parsers in the field allow that.
     for event in Parser::new_from_str(text).keep_tags(true) {
@@ -99,8 +99,8 @@ fn syntax(path: &Path, error: &ScanError) -> ConfigError {
 struct Builder<'w> {
     wanted: &'w dyn Fn(&str) -> bool,
     open: Vec<Frame>,
-    anchors: HashMap<usize, Rc<Node>>,
-    documents: Vec<Rc<Node>>,
+    anchors: HashMap<usize, Arc<Node>>,
+    documents: Vec<Arc<Node>>,
     nodes: usize,
 }
 
@@ -112,7 +112,7 @@ struct Frame {
 }
 
 enum Collection {
-    Sequence(Vec<Rc<Node>>),
+    Sequence(Vec<Arc<Node>>),
     Mapping { entries: Vec<Entry>, key: Option<Key> },
 }
 
@@ -168,7 +168,7 @@ impl Builder<'_> {
             Event::Alias(anchor) => {
                 let node = self.anchors.get(&anchor).cloned();
                 let inside_itself =
-                    || Rc::new(Node { value: Value::Skipped { mapping: false }, line });
+                    || Arc::new(Node { value: Value::Skipped { mapping: false }, line });
                 self.place(node.unwrap_or_else(inside_itself));
             }
             Event::DocumentStart(_)
@@ -205,14 +205,14 @@ impl Builder<'_> {
 
     fn close(&mut self, anchor: usize, node: Node) {
         self.nodes = self.nodes.saturating_add(usize::from(self.keeps(anchor)));
-        let node = Rc::new(node);
+        let node = Arc::new(node);
         if anchor != 0 {
-            self.anchors.insert(anchor, Rc::clone(&node));
+            self.anchors.insert(anchor, Arc::clone(&node));
         }
         self.place(node);
     }
 
-    fn place(&mut self, node: Rc<Node>) {
+    fn place(&mut self, node: Arc<Node>) {
         let full = self.nodes >= MAX_NODES;
         let at_root = self.open.len() == 1;
         let Some(frame) = self.open.last_mut() else {

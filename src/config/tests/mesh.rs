@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use latchkey_config::mesh::{
-    Advertise, Keepalive, Login, Mesh, Pem, Registry, Secret, Server, Signatures, Tls,
+    Advertise, Keepalive, Login, Membership, Mesh, Pem, Registry, Secret, Server, Signatures, Tls,
 };
 use latchkey_config::{ConfigError, Local};
 use tempfile::TempDir;
@@ -35,20 +35,20 @@ fn oem(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
-fn read(dir: &Path, cmdline: &str) -> Result<Option<Mesh>, ConfigError> {
+fn read(dir: &Path, cmdline: &str) -> Result<Option<Membership>, ConfigError> {
     let local = Local::read(&[dir], cmdline)?;
     let shown = format!("{local:?}");
     assert!(!shown.contains(SECRET), "{shown}");
-    local.mesh()
+    local.membership()
 }
 
 /// One file, whose mesh has a network and a prefix on lines 4 and 5; `text` begins on line 6.
-fn mesh(text: &str) -> Result<Mesh, ConfigError> {
+fn mesh(text: &str) -> Result<Membership, ConfigError> {
     mesh_over(&[text], "")
 }
 
 /// Several files in their order, and a command line.
-fn mesh_over(texts: &[&str], cmdline: &str) -> Result<Mesh, ConfigError> {
+fn mesh_over(texts: &[&str], cmdline: &str) -> Result<Membership, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
     for (index, text) in texts.iter().enumerate() {
         let text = text.replace('\n', "\n    ");
@@ -60,8 +60,13 @@ fn mesh_over(texts: &[&str], cmdline: &str) -> Result<Mesh, ConfigError> {
     read(dir.path(), cmdline).map(Option::unwrap)
 }
 
-fn with(change: impl FnOnce(&mut Mesh)) -> Mesh {
-    let mut mesh = Mesh::new("fleet-a".to_owned(), "fd10::/16".parse().unwrap());
+fn with(change: impl FnOnce(&mut Membership)) -> Membership {
+    let mut mesh = Membership::from(Mesh {
+        network: "fleet-a".to_owned(),
+        prefix: "fd10::/16".parse().unwrap(),
+        port: 51820,
+        interface: "wg-latchkey".to_owned(),
+    });
     change(&mut mesh);
     mesh
 }
@@ -97,11 +102,13 @@ signatures: require
 metrics: '[::1]:9586'";
     assert_eq!(
         mesh(text).unwrap(),
-        Mesh {
-            network: "fleet-a".to_owned(),
-            prefix: "fd10::/16".parse().unwrap(),
-            port: 51821,
-            interface: "wg-fleet".to_owned(),
+        Membership {
+            mesh: Mesh {
+                network: "fleet-a".to_owned(),
+                prefix: "fd10::/16".parse().unwrap(),
+                port: 51821,
+                interface: "wg-fleet".to_owned(),
+            },
             name: Some("Gateway in Paris".to_owned()),
             registry: Some(Registry {
                 servers: vec![
@@ -482,6 +489,37 @@ fn secrets_are_in_no_error_and_never_shown() {
     }
 }
 
+/// What the agent alone needs keeps no disk closed. Its keys are known all the same.
+#[test]
+fn the_boot_program_does_not_judge_what_the_agent_needs() {
+    let load = |text: &str| {
+        let file = format!(
+            "#cloud-config\nlatchkey:\n  mesh:\n    network: n\n    prefix: fd10::/16\n    {text}\n"
+        );
+        let dir = oem(&[("90.yaml", &file)]);
+        let config =
+            latchkey_config::load(&[dir.path()], "", &mut |_: &_| Err("no network".to_owned()));
+        (config, read(dir.path(), ""))
+    };
+    for text in [
+        "keepalive: 25s",
+        "registry: 5",
+        "credentials: /c",
+        "registry: nats://n\n    registry_key: /k",
+        "mtu: [a]",
+        "metrics: {a: b}",
+        "advertise_address: fd10::1",
+    ] {
+        let (config, membership) = load(text);
+        assert_eq!(config.unwrap().mesh.unwrap().network, "n", "{text}");
+        assert!(membership.is_err(), "{text}");
+    }
+    for text in ["keepalife: 25", "port: 0", "registry: nats://n\n    registry: nats://n"] {
+        let (config, membership) = load(text);
+        assert!(config.is_err() && membership.is_err(), "{text}");
+    }
+}
+
 /// The boot program reads the same keys, and has no use for what they name.
 #[test]
 fn what_a_path_names_is_not_opened() {
@@ -510,7 +548,7 @@ latchkey:
 
 #[test]
 fn later_files_add_servers_and_replace_the_rest() {
-    let hosts = |mesh: Mesh| -> Vec<String> {
+    let hosts = |mesh: Membership| -> Vec<String> {
         let servers = mesh.registry.map(|registry| registry.servers).unwrap_or_default();
         servers.iter().map(|server| server.host.clone()).collect()
     };

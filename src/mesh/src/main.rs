@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use clap::Parser;
 use latchkey_config::cmdline::CMDLINE;
-use latchkey_config::{Local, Mesh};
+use latchkey_config::{Local, Membership};
 use latchkey_mesh::agent::{self, Options};
 use latchkey_mesh::boot::BootReport;
 use latchkey_mesh::cli::{self, Arguments, HandoverVerb, RegistryVerb, Source, Verb};
@@ -82,12 +82,12 @@ fn at(socket: &Option<PathBuf>, configured: Settings) -> Settings {
     Settings { socket: socket.clone().unwrap_or(configured.socket), ..configured }
 }
 
-fn mesh(directories: &[PathBuf]) -> Result<Mesh> {
+fn mesh(directories: &[PathBuf]) -> Result<Membership> {
     let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
     // The mesh of the command line and the files: after boot, no config_url is asked for any more.
     let cmdline = std::fs::read(CMDLINE).unwrap_or_default();
     let local = Local::read(&directories, &String::from_utf8_lossy(&cmdline))?;
-    local.mesh()?.ok_or(Error::NotConfigured)
+    local.membership()?.ok_or(Error::NotConfigured)
 }
 
 /// What stands on the command line goes before what is configured, also when that is read again.
@@ -196,7 +196,7 @@ fn event_loop() -> Result<tokio::runtime::Runtime> {
 
 /// No mesh wanted, or a boot that rightly has no identity, is no failure of the service. All else
 /// is: the agent will say which.
-fn check(mesh: Result<Mesh>, hand_over: &HandOver) -> Result<ExitCode> {
+fn check(mesh: Result<Membership>, hand_over: &HandOver) -> Result<ExitCode> {
     let (level, reason) = match mesh {
         Err(not_configured @ Error::NotConfigured) => {
             // The initramfs saw another configuration. Nobody will take what it handed over.

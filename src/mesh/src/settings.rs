@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use latchkey_config::Mesh;
+use latchkey_config::Membership;
 use latchkey_config::mesh::Signatures;
 use latchkey_wire::member::{Cidr, SignaturePolicy};
 
@@ -69,24 +69,25 @@ pub enum KeyFrom {
 ///
 /// # Errors
 /// [`Error::MeshPrefix`] for a range without room for addresses.
-pub fn from_cloud_config(mesh: &Mesh) -> Result<Settings> {
+pub fn from_cloud_config(membership: &Membership) -> Result<Settings> {
+    let Membership { mesh, .. } = membership;
     let network = mesh.prefix.network();
     let range = Cidr::new(network, mesh.prefix.bits())
         .ok_or(Error::MeshPrefix { mesh: Cidr::host(network) })?;
     Ok(Settings {
-        name: mesh.name.clone().unwrap_or_else(host_name),
+        name: membership.name.clone().unwrap_or_else(host_name),
         mesh: range,
         address: AddressFrom::Key,
         key: KeyFrom::HandOver { network: mesh.network.clone() },
-        advertise: mesh.advertise.clone(),
+        advertise: membership.advertise.clone(),
         interface: mesh.interface.clone(),
         port: mesh.port,
-        keepalive: mesh.keepalive,
-        mtu: mesh.mtu,
-        registry: mesh.registry.clone(),
-        signatures: policy(mesh.signatures),
+        keepalive: membership.keepalive,
+        mtu: membership.mtu,
+        registry: membership.registry.clone(),
+        signatures: policy(membership.signatures),
         strict_records: true,
-        metrics: mesh.metrics,
+        metrics: membership.metrics,
         cache: PathBuf::from(STATE_DIRECTORY).join(format!("mesh-{}.json", mesh.network)),
         socket: PathBuf::from(DEFAULT_SOCKET),
     })

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use super::{Advertise, Keepalive, MAX_BUCKET, Pem, Secret, Signatures};
-use crate::value::is_host;
+use super::{Advertise, Keepalive, MAX_BUCKET, MAX_SERVERS, Pem, Secret, Signatures, url};
+use crate::value::{Fault, MAX_PEM, Setting, bounded, interface, invalid, is_host, scalar, string};
+use crate::yaml::{self, Node};
 
 /// Longest label of a node, in bytes. A host's name has 64 at most.
 pub const MAX_NAME: usize = 128;
@@ -14,6 +15,78 @@ const MIN_MTU: u32 = 1280;
 const MAX_MTU: u32 = 65_455;
 
 type Value<T> = Result<T, String>;
+
+/// What an agent's setting is, and with it what it must look like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// A label.
+    Name,
+    /// URL of a NATS server, or a list of them.
+    Registry,
+    Bucket,
+    /// A path or the text itself.
+    Pem(Content),
+    AdvertiseAddress,
+    Interface,
+    Keepalive,
+    Mtu,
+    Signatures,
+    /// An address and a port to listen on.
+    Metrics,
+}
+
+impl Kind {
+    pub(crate) fn read(self, node: &Node) -> Result<Setting, Fault> {
+        match self {
+            Self::Name => word(name(scalar(node, "a name")?), Setting::Text),
+            Self::Registry => registry(node),
+            Self::Bucket => word(bucket(scalar(node, "a name")?), Setting::Text),
+            Self::Pem(content) => {
+                let text = bounded(node, "PEM text or the path of a PEM file", MAX_PEM)?;
+                word(pem(text, content), Setting::Pem)
+            }
+            Self::AdvertiseAddress => {
+                word(advertise(string(node, "an IP address or a DNS name")?), Setting::Advertise)
+            }
+            Self::Interface => interface(string(node, "a name")?).map(Setting::Text),
+            Self::Keepalive => {
+                word(keepalive(scalar(node, "auto, off or seconds")?), Setting::Keepalive)
+            }
+            Self::Mtu => word(mtu(scalar(node, "a number of bytes")?), Setting::Mtu),
+            Self::Signatures => {
+                word(signatures(string(node, "require, prefer or ignore")?), Setting::Signatures)
+            }
+            Self::Metrics => {
+                word(metrics(string(node, "ADDRESS:PORT, as 127.0.0.1:9586")?), Setting::Socket)
+            }
+        }
+    }
+}
+
+fn word<T>(read: Value<T>, setting: impl Fn(T) -> Setting) -> Result<Setting, Fault> {
+    read.map(setting).map_err(Fault::Invalid)
+}
+
+/// `""` alone: there is none.
+fn registry(node: &Node) -> Result<Setting, Fault> {
+    let server = |node: &Node| {
+        url::parse(string(node, "a URL as tls://nats.example.org:4222")?, None)
+            .map_err(Fault::Invalid)
+    };
+    match &node.value {
+        yaml::Value::Sequence(items) if items.len() > MAX_SERVERS => {
+            invalid(format!("more than {MAX_SERVERS} servers"))
+        }
+        yaml::Value::Sequence(items) => {
+            let urls = items.iter().map(|item| server(item)).collect::<Result<_, _>>()?;
+            Ok(Setting::Registry { urls, is_list: true })
+        }
+        yaml::Value::Scalar { text, .. } if text.is_empty() => {
+            Ok(Setting::Registry { urls: Vec::new(), is_list: false })
+        }
+        _ => Ok(Setting::Registry { urls: vec![server(node)?], is_list: false }),
+    }
+}
 
 /// What was written, for an error: quoted, and not without end.
 #[must_use]

@@ -15,7 +15,7 @@ fn settings(mesh: &str) -> Settings {
     let text = format!("#cloud-config\nlatchkey: {{mesh: {{network: n, {mesh}}}}}\n");
     let local =
         latchkey_config::Local::of_bytes(vec![("/oem/90.yaml".into(), text.into())], "").unwrap();
-    from_cloud_config(&local.mesh().unwrap().unwrap()).unwrap()
+    from_cloud_config(&local.membership().unwrap().unwrap()).unwrap()
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {

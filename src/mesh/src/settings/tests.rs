@@ -7,7 +7,7 @@ use super::*;
 fn settings(mesh: &str) -> Settings {
     let text = format!("#cloud-config\nlatchkey: {{mesh: {{network: fleet-a, {mesh}}}}}\n");
     let local = Local::of_bytes(vec![("/oem/90.yaml".into(), text.into())], "").unwrap();
-    from_cloud_config(&local.mesh().unwrap().unwrap()).unwrap()
+    from_cloud_config(&local.membership().unwrap().unwrap()).unwrap()
 }
 
 #[test]

@@ -286,7 +286,7 @@ fn a_node_that_never_was_can_be_asked() {
     let run = tempfile::tempdir().unwrap();
     let config = "#cloud-config\nlatchkey: {mesh: {network: fleet-a, prefix: 'fd10::/16', interface: wg-none}}\n";
     let local = Local::of_bytes(vec![("/oem/90.yaml".into(), config.into())], "").unwrap();
-    let settings = from_cloud_config(&local.mesh().unwrap().unwrap()).unwrap();
+    let settings = from_cloud_config(&local.membership().unwrap().unwrap()).unwrap();
     let hand_over = HandOver::at(run.path());
     let nobody = || {
         let source = std::io::ErrorKind::NotFound.into();
