@@ -272,14 +272,13 @@ impl Agent {
                 self.ask_advertised();
             }
             Event::Put(_) | Event::Deleted { .. } => self.counters.updates += 1,
-            // Why, the registry has said itself.
-            Event::Away { .. } => {
+            Event::Away { reason } => {
                 if joining.is_current() {
                     self.counters.lost += 1;
-                    log::warn!(
-                        "registry: lost; {} stay as they are",
-                        peers(joining.peers().count())
-                    );
+                    let count = peers(joining.peers().count());
+                    log::warn!("registry: away: {reason}; {count} on the device stay");
+                } else {
+                    log::warn!("registry: away: {reason}");
                 }
                 if self.due.patience.is_some() {
                     self.due.patience = Some(Instant::now());
