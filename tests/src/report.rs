@@ -24,6 +24,8 @@ pub struct Report {
     pub wireguard: Option<WireGuard>,
     /// /run/latchkey/timeline.json, or null.
     pub timeline: Value,
+    /// /run/latchkey/agent/milestones.json, or null.
+    pub mesh: Value,
     /// Files left below /run/latchkey, with their modes: `0600 /run/latchkey/identity`.
     pub run_files: Vec<String>,
     pub leaks: LeakScan,

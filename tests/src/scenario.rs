@@ -349,6 +349,8 @@ fn check_mesh(report: &Report, mesh: Mesh) -> std::result::Result<(), &'static s
     demand(wg.up, "the WireGuard interface is not up")?;
     demand(wg.listen_port == MESH_PORT, "the WireGuard port is another")?;
     demand(wg.addresses.iter().any(|a| a.starts_with("fd10:")), "the mesh address is not there")?;
+    let up = report.mesh.get("device_up_ms").and_then(serde_json::Value::as_u64);
+    demand(up > Some(0), "nobody knows since when the mesh is up")?;
     let device = |name: &str| report.status.pointer(&format!("/device/{name}"));
     demand(
         device("public_key").and_then(|k| k.as_str()) == Some(wg.public_key.as_str()),

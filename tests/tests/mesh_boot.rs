@@ -2,22 +2,24 @@
 //! them boots again while the registry is away.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     process::Command,
+    time::Instant,
 };
 
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine as _};
 use latchkey_tests::{
     disk::Persistent,
     error::{Error, Result, run},
     kms::{Kms, Volume, secret_yaml},
     lan::{HOST, Lan},
-    nats::{Login, NatsServer, member_permissions, user},
+    nats::{Client, Login, NatsServer, member_permissions, user},
     place::Image,
     scenario::{CloudConfig, INTERFACE, Machine, Mesh, Unlocked},
     shell::Shell,
 };
 use latchkey_wire::timeline::{Mode, Outcome};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PASSPHRASE: &str = "correct-horse-battery-staple-7";
 const NATS_PASSWORD: &str = "mesh-registry-of-the-fleet-41";
@@ -27,6 +29,8 @@ const BUCKET: &str = "fleet-a";
 const CACHE: &str = "/var/lib/latchkey/mesh-fleet-a.json";
 /// More than fits into one packet of any size.
 const FILE: &str = "/usr/bin/wireguard-go";
+/// A mesh of some size.
+const CROWD: u16 = 1000;
 
 /// Key server, registry, and the network that they and the machines are in.
 struct World {
@@ -51,9 +55,34 @@ impl World {
             ));
         let mut world = Self { lan, kms, nats };
         world.start_registry()?;
-        let admin = Login::Password(ADMIN.0, ADMIN.1);
-        world.lan.within(|| world.nats.client(&admin)?.create_bucket(BUCKET))??;
+        world.administrator(|registry| registry.create_bucket(BUCKET))?;
         Ok(world)
+    }
+
+    fn administrator<T: Send>(
+        &self,
+        act: impl FnOnce(&mut Client) -> Result<T> + Send,
+    ) -> Result<T> {
+        let login = Login::Password(ADMIN.0, ADMIN.1);
+        self.lan.within(|| act(&mut self.nats.client(&login)?))?
+    }
+
+    /// So many members more, as Ikto writes them, none of which is anywhere; and then they are gone again.
+    fn crowd(&self, come: bool) -> Result<()> {
+        self.administrator(|registry| {
+            (1..=CROWD).try_for_each(|n| {
+                let range = format!("{}/128", Ipv6Addr::new(0xfd10, 5, 0, 0, 0, 0, 0, n));
+                let entry = format!("peers.{}", BASE64_URL_SAFE.encode(&range));
+                if !come {
+                    return registry.delete(BUCKET, &entry).map(drop);
+                }
+                let mut key = [0; 32];
+                getrandom::fill(&mut key).map_err(|e| Error::Setup(e.to_string()))?;
+                let record = json!({ "name": "", "public_key": BASE64_STANDARD.encode(key),
+                    "advertise_address": "10.77.0.250", "allowed_ip": range, "wg_port": 51820 });
+                registry.put(BUCKET, &entry, record.to_string()).map(drop)
+            })
+        })
     }
 
     fn start_registry(&mut self) -> Result<()> {
@@ -151,6 +180,30 @@ fn check_cache(shell: &mut Shell) -> Result<()> {
     Ok(())
 }
 
+/// Many peers on the kernel's device: all are there, an agent that starts again changes none, and they go when their
+/// records do.
+fn check_crowd(world: &World, shell: &mut Shell) -> Result<()> {
+    let count = format!("wg show {INTERFACE} allowed-ips | grep -c /128");
+    let written = Instant::now();
+    world.crowd(true)?;
+    shell.until(&format!("[ $({count}) = {} ]", CROWD + 1))?;
+    println!("{CROWD} more peers on the device after {} ms", written.elapsed().as_millis());
+    println!("{}", shell.ok("systemctl show latchkey -p MemoryCurrent -p CPUUsageNSec")?);
+
+    let list = format!("wg show {INTERFACE} allowed-ips | sort");
+    shell.ok(&format!("{list} >/run/before; systemctl restart latchkey"))?;
+    until_registry_is(shell, "joined")?;
+    // The whole of it would take the console a minute.
+    shell.ok("latchkey status --json >/run/status")?;
+    let untouched = shell.ok(r#"grep -cE '"peers_(set|removed)": 0,?$' /run/status"#)?;
+    let shown = shell.ok(r#"grep -c '"on_device": true' /run/status"#)?;
+    assert_eq!((untouched.as_str(), shown), ("2", (CROWD + 1).to_string()));
+    shell.ok(&format!("{list} | cmp - /run/before"))?;
+
+    world.crowd(false)?;
+    shell.until(&format!("[ $({count}) = 1 ]")).map(drop)
+}
+
 /// Powers the machine off, by its report; checks all that holds of a good boot.
 fn power_off(shell: Shell) -> Result<Unlocked> {
     let mut vm = shell.leave()?;
@@ -205,6 +258,7 @@ fn two_machines_unlock_and_reach_each_other_also_when_the_registry_is_away() -> 
     reaches(&mut a, &address_of_b)?;
     reaches(&mut b, &address_of_a)?;
     let away = status(&mut a)?;
+    assert_eq!(away.pointer("/device/backend"), Some(&"kernel".into()), "{away:#}");
     assert_eq!(away.pointer("/agent/registry/state"), Some(&"away".into()), "{away:#}");
     assert_eq!(away.pointer("/agent/registry/from_cache"), Some(&true.into()), "{away:#}");
     println!("{}", a.ok("latchkey status")?);
@@ -217,6 +271,7 @@ fn two_machines_unlock_and_reach_each_other_also_when_the_registry_is_away() -> 
 
     let after = power_off(a)?;
     assert_eq!(before.public_key(), after.public_key());
+    check_crowd(&world, &mut b)?;
     power_off(b)?;
     check_disk(&one)?;
     check_disk(&two)

@@ -26,9 +26,7 @@ const SETTLE: Duration = Duration::from_secs(30);
 fn main() {
     settle();
     let status = output("latchkey", &["status", "--json"]);
-    let timeline: Value = read("/run/latchkey/timeline.json")
-        .and_then(|t| serde_json::from_str(&t).ok())
-        .unwrap_or(Value::Null);
+    let timeline = json("/run/latchkey/timeline.json");
     let by_itself = timeline.get("outcome").and_then(Value::as_str) == Some("unlocked");
     let report = Report {
         persistent: persistent(),
@@ -42,6 +40,7 @@ fn main() {
         status_error: status.err(),
         wireguard: wireguard(),
         timeline,
+        mesh: json("/run/latchkey/agent/milestones.json"),
         run_files: run_files(),
         leaks: leak::scan(INTERFACE, by_itself),
     };
@@ -158,6 +157,11 @@ fn run_files() -> Vec<String> {
 
 fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok()
+}
+
+/// A file's JSON, or null.
+fn json(path: &str) -> Value {
+    read(path).and_then(|text| serde_json::from_str(&text).ok()).unwrap_or(Value::Null)
 }
 
 /// Standard output of a program, or why there is none.
