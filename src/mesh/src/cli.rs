@@ -15,10 +15,10 @@ Exit codes:
   10  configuration
   50  no mesh identity
   60  not permitted
-  61  no WireGuard in the kernel
+  61  no WireGuard: neither the kernel's nor wireguard-go
   62  the interface's name belongs to something else
   63  the port is taken
-  64  the kernel refused something
+  64  the kernel refused something, or this node has no address to advertise
   65  the mesh address belongs to another node
   66  the registry is away, refuses, or has another bucket of that name";
 

@@ -180,7 +180,6 @@ impl Error {
             | Self::Json(_)
             | Self::Notify { .. } => 1,
             Self::Argument { .. } => 2,
-            Self::Advertise { .. } => 64,
             Self::Config(_)
             | Self::Ikto { .. }
             | Self::BadKeyFile { .. }
@@ -194,7 +193,7 @@ impl Error {
             Self::NoWireGuard { .. } => 61,
             Self::NotWireGuard { .. } => 62,
             Self::PortTaken { .. } => 63,
-            Self::Address { .. } | Self::Kernel { .. } => 64,
+            Self::Address { .. } | Self::Advertise { .. } | Self::Kernel { .. } => 64,
             Self::AddressTaken { .. } => 65,
             Self::Registry(_) => EXIT_REGISTRY,
         }
@@ -206,5 +205,43 @@ fn family_hint(address: &IpAddr) -> &'static str {
         "; is IPv6 switched off (net.ipv6.conf.all.disable_ipv6, ipv6.disable=1)?"
     } else {
         ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scripts and units rely on them; `latchkey(8)` is the one place where they are told.
+    #[test]
+    fn exit_codes_are_documented() {
+        let source = || io::Error::from(io::ErrorKind::NotFound);
+        let (path, text) = (|| PathBuf::from("/x"), String::new);
+        let help = crate::cli::command().get_after_help().unwrap().to_string();
+        for (error, code) in [
+            (Error::AgentRunning, 1),
+            (Error::NoAgent { path: path(), source: source() }, 1),
+            (Error::Argument { argument: "-x", reason: text() }, 2),
+            (Error::NotConfigured, 10),
+            (Error::Ikto { path: path(), reason: text() }, 10),
+            (Error::NoIdentity { reason: text() }, 50),
+            (Error::NotPermitted { action: text() }, 60),
+            (Error::NoWireGuard { action: text(), source: source() }, 61),
+            (Error::NotWireGuard { interface: text(), kind: text() }, 62),
+            (Error::PortTaken { port: 1 }, 63),
+            (Error::Kernel { action: text(), source: source() }, 64),
+            (
+                Error::AddressTaken {
+                    range: "fd10::/48".parse().unwrap(),
+                    key: text(),
+                    holder: text(),
+                },
+                65,
+            ),
+            (RegistryError::LostRace { key: text() }.into(), 66),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error}");
+            assert!(help.lines().any(|line| line.starts_with(&format!("{code:4}  "))), "{code}");
+        }
     }
 }
