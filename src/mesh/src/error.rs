@@ -226,7 +226,7 @@ mod tests {
             (Error::Ikto { path: path(), reason: text() }, 10),
             (Error::NoIdentity { reason: text() }, 50),
             (Error::NotPermitted { action: text() }, 60),
-            (Error::NoWireGuard { action: text(), source: source() }, 61),
+            (Error::NoWireGuard { action: text(), source: source(), userspace: text() }, 61),
             (Error::NotWireGuard { interface: text(), kind: text() }, 62),
             (Error::PortTaken { port: 1 }, 63),
             (Error::Kernel { action: text(), source: source() }, 64),
