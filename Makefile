@@ -63,6 +63,7 @@ install:
 	install -m 755 dracut/50latchkey/*.sh $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/50latchkey/
 	install -m 644 $(filter-out %.sh,$(wildcard dracut/50latchkey/*)) $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/50latchkey/
 	install -D -m 644 systemd/latchkey.service $(DESTDIR)$(PREFIX)/lib/systemd/system/latchkey.service
+	install -D -m 644 systemd/latchkey.ikto.conf $(DESTDIR)$(PREFIX)/share/latchkey/mesh/ikto.conf
 	install -D -m 644 systemd/latchkey-kms.service $(DESTDIR)$(PREFIX)/lib/systemd/system/latchkey-kms.service
 	install -D -m 644 systemd/latchkey-kms.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/latchkey-kms.conf
 	install -D -m 644 systemd/latchkey-kms.tls.conf $(DESTDIR)$(PREFIX)/share/latchkey/kms/tls.conf
