@@ -538,6 +538,26 @@ fn a_port_that_another_has_is_said_so() {
     assert!(UdpSocket::bind(("0.0.0.0", desired.port)).is_err());
 }
 
+/// A program that hangs holds nobody up for ever.
+#[test]
+fn a_program_that_does_not_answer_is_said_so() {
+    if !in_namespaces_of_its_own("a_program_that_does_not_answer_is_said_so")
+        || carrier() == Backend::Kernel
+    {
+        return;
+    }
+    let desired = desired([]);
+    let mut device = Device::open(INTERFACE).unwrap();
+    reconcile(&mut device, &desired);
+    let process = wireguard_go()[0];
+    run(&format!("kill -STOP {process}"));
+    let error = device.reconcile(&desired, &private_key(1), Look::Fresh).unwrap_err();
+    assert!(error.to_string().contains("timed out"), "{error}");
+    run(&format!("kill -CONT {process}"));
+    assert_eq!(reconcile(&mut device, &desired), []);
+    assert_eq!(wireguard_go(), [process]);
+}
+
 #[test]
 fn why_there_is_no_device_is_said_with_what_to_install() {
     if !in_namespaces_of_its_own("why_there_is_no_device_is_said_with_what_to_install") {
