@@ -2,6 +2,13 @@
 //! it. Where the kernel has no WireGuard, wireguard-go carries the device; the last test takes this very program into a
 //! machine whose kernel has it, and runs all the others there.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
