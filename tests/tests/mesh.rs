@@ -655,7 +655,8 @@ fn agents_die_at_random_moments_and_no_packet_is_lost() -> Result<()> {
     while Instant::now() < until {
         let host = &mesh.hosts[random(3) as usize];
         if random(4) == 0 {
-            assert_eq!(host.stop()?, Some(0));
+            // None: the signal came before the agent was ready for it.
+            assert!(matches!(host.stop()?, Some(0) | None));
         } else {
             host.kill();
         }
@@ -917,7 +918,11 @@ fn with_iktos_in_one_mesh() -> Result<()> {
 
     for host in &mesh.hosts {
         let socket = host.socket().display().to_string();
-        let sorted = |text: String| text.split("\n\n").map(str::to_owned).collect::<BTreeSet<_>>();
+        // Ikto's peers come in random order.
+        let sorted = |text: String| {
+            let text = text.replace("Peers:\n", "Peers:\n\n");
+            text.split("\n\n").map(str::to_owned).collect::<BTreeSet<_>>()
+        };
         let ours = host.latchkey(&["info", "--socket", &socket])?;
         let theirs = host.run(&ikto, &["info", "--socket", &socket])?;
         assert_eq!(sorted(ours), sorted(theirs), "either reads the socket of {}", host.name);
@@ -936,9 +941,20 @@ fn with_iktos_in_one_mesh() -> Result<()> {
     ours2.set("nats_creds", "/dev/null");
     ours2.start_program(&ikto)?;
     mesh.connected()?;
+    // Ikto, killed, leaves its socket behind.
     ours2.kill();
-    ours2.remove_socket()?;
     ours2.start()?;
+    joined(ours2)?;
     mesh.connected()?;
-    lost_nothing(stream)
+    lost_nothing(stream)?;
+
+    // Deleted records: Ikto writes its own again at its next start only, ours at once.
+    mesh.registry.delete(&ikto2.record_key())?;
+    has_peers(ours1, &[&ikto1.key(), &ours2.key()])?;
+    ikto2.kill();
+    ikto2.remove_socket()?;
+    ikto2.start_program(&ikto)?;
+    mesh.registry.delete(&ours2.record_key())?;
+    mesh.registry.wait_for(&ours2.record_key(), |record| record.value.contains(&ours2.key()))?;
+    mesh.connected()
 }
