@@ -1,6 +1,9 @@
-//! `make demo`: a machine is installed, boots and lets itself in; then it is refused, and a person lets it in. Told as it
-//! happens, on real parts: QEMU, a software TPM, the key server, an initramfs, dm-crypt and the kernel's WireGuard.
+//! `make demo`: a machine is installed, boots, lets itself in and joins its mesh; then it is refused, and a person lets it in.
+//! Told as it happens, on real parts: QEMU, a software TPM, the key server, nats-server, an initramfs, dm-crypt and the
+//! kernel's WireGuard.
 
+#[path = "demo/registry.rs"]
+mod registry;
 #[path = "demo/tell.rs"]
 mod tell;
 
@@ -14,6 +17,7 @@ use latchkey_tests::{
     scenario::{CloudConfig, Installed, Machine, Mesh, Unlocked},
     vm::{Boot, RunningVm},
 };
+use registry::Registry;
 use tell::{Teller, chart};
 
 /// What is worth repeating of a machine's console.
@@ -48,7 +52,9 @@ fn story(teller: &Teller) -> Result<()> {
         image.kernel_version
     ));
     let mut kms = Kms::new("demo")?;
-    let machine = Machine::new("demo", &CloudConfig::of(&kms), Persistent::Plain)?;
+    let mut registry = Registry::start(teller)?;
+    let machine =
+        Machine::new("demo", &registry.in_cloud_config(CloudConfig::of(&kms)), Persistent::Plain)?;
     let hash = machine.tpm.pubhash();
     teller.say(&format!("a new TPM; by this hash the key server will know the machine: {hash}"));
     let volume = Volume { name: "demo-machine", tpm_hash: hash, secret: None, quarantined: false };
@@ -69,6 +75,7 @@ fn story(teller: &Teller) -> Result<()> {
     let boot = Unlocked::follow(&mut vm, Mesh::Up, &[&recovery])?;
     drop((console, vm));
     tell_unlocked(teller, &boot);
+    registry.tell(teller, &boot)?;
 
     teller.chapter("The same machine, quarantined");
     kms.put_volume(&Volume { quarantined: true, ..volume })?;

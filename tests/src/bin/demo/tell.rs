@@ -117,6 +117,9 @@ pub(crate) fn chart(boot: &Unlocked) {
     }
     if let (Some(service), Some(ready)) = (m.service_ms, m.service_ready_ms) {
         bars.push(("latchkey.service".into(), service, ready));
+        if let Some(joined) = joined_ms(boot) {
+            bars.push(("mesh joined".into(), service, joined));
+        }
     }
     let end = bars.iter().map(|b| b.2).max().unwrap_or(1).max(1);
     println!("\n  {:<20} {:>7} {:>7}", "step", "at ms", "took");
@@ -126,4 +129,9 @@ pub(crate) fn chart(boot: &Unlocked) {
             (0..WIDTH).map(|x| if x >= a && x < b.max(a + 1) { '#' } else { '.' }).collect();
         println!("  {name:<20} {from:>7} {:>7}  {bar}", to.saturating_sub(from));
     }
+}
+
+/// When the node's record was in the registry and the others' on its device, in milliseconds since the kernel started.
+fn joined_ms(boot: &Unlocked) -> Option<u64> {
+    boot.report.status.pointer("/agent/node/joined_at_ms")?.as_u64()
 }
