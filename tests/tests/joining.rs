@@ -28,10 +28,6 @@ fn is_identity_kept(host: &Host) -> bool {
     host.inside("/run/latchkey/identity").exists()
 }
 
-fn has_link(host: &Host) -> bool {
-    host.sh("ip link show wg-ikto").is_ok()
-}
-
 fn record_of(mesh: &Mesh, cidr: &str) -> Result<Option<Value>> {
     let record = mesh.registry.record(&key_of(cidr))?;
     Ok(record.and_then(|record| serde_json::from_str(&record.value).ok()))

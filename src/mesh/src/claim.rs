@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::address::candidates;
 use crate::advertise::Advertised;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::{PrivateKey, PublicKey};
 use crate::members::Members;
 use crate::registry::{Entry, Expected, Registry, RegistryError};
@@ -178,34 +178,39 @@ fn target(wanted: &Wanted, known: &Known<'_>) -> Result<Result<Cidr, (Cidr, Take
     match wanted.address {
         AddressFrom::Fixed(own) => Ok(free(own)),
         AddressFrom::Key => {
-            let all: Vec<Cidr> = candidates(&wanted.mesh, wanted.public_key)?
-                .map(|(_, address)| Cidr::host(address))
-                .collect();
-            let has_record =
-                |own: &Cidr| known.members.own().iter().any(|entry| entry.key == key_of(own));
-            let held = known.held.filter(|held| all.contains(held));
-            let recorded = all.iter().copied().find(has_record);
-            let left_alone = |own: &Cidr| {
+            let all = || -> Result<_> {
+                let all = candidates(&wanted.mesh, wanted.public_key)?;
+                Ok(all.map(|(_, address)| Cidr::host(address)))
+            };
+            // In this order, and each only if the one before is not free: every candidate has its price.
+            let held =
+                known.held.filter(|held| all().is_ok_and(|mut all| all.any(|own| own == *held)));
+            let recorded = || {
+                let own: BTreeSet<&str> =
+                    known.members.own().iter().map(|entry| &*entry.key).collect();
+                let has_record = |candidate: &Cidr| own.contains(&*key_of(candidate));
+                if own.is_empty() { None } else { all().ok()?.find(has_record) }
+            };
+            let is_left_alone = |own: &Cidr| {
                 Some(*own) == held || !known.carried.is_some_and(|carried| is_taken(carried, *own))
             };
             let mut in_the_way = None;
-            for own in held.into_iter().chain(recorded).chain(all.iter().copied()) {
+            let recorded = std::iter::once_with(recorded).flatten();
+            for own in held.into_iter().chain(recorded).chain(all()?) {
                 match free(own) {
-                    Ok(own) if left_alone(&own) => return Ok(Ok(own)),
+                    Ok(own) if is_left_alone(&own) => return Ok(Ok(own)),
                     Ok(_) => {}
                     Err(taken) => {
                         in_the_way.get_or_insert(taken);
                     }
                 }
             }
-            // All are taken, or none is by anybody of this incarnation: then the carried ones have to yield.
-            Ok(match (in_the_way, all.first()) {
-                (Some(taken), _) => Err(taken),
-                (None, Some(first)) => Ok(*first),
-                (None, None) => {
-                    return Err(crate::error::Error::MeshPrefix { mesh: wanted.mesh });
-                }
-            })
+            // All are taken; or some only by those who may come back, and they have to yield.
+            match (all()?.find(|own| free(*own).is_ok()), in_the_way) {
+                (Some(own), _) => Ok(Ok(own)),
+                (None, Some(taken)) => Ok(Err(taken)),
+                (None, None) => Err(Error::MeshPrefix { mesh: wanted.mesh }),
+            }
         }
     }
 }

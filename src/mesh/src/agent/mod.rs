@@ -49,11 +49,15 @@
 //! least has the key: what follows READY is that every other copy of it is wiped. A device that is there with another
 //! key is not touched before this node may have an address; until then READY has to wait.
 
+mod aside;
+mod desired;
+mod due;
 mod inputs;
 mod joining;
 mod node;
 mod plane;
 mod reload;
+mod round;
 mod signals;
 mod view;
 

@@ -1,41 +1,34 @@
 //! The agent itself: the loop, and what each input leads to.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use latchkey_wire::member::Cidr;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::Options;
+use super::due::{Due, TICK, by, is_due};
 use super::inputs::{Input, Inputs, News};
 use super::joining::{Joining, Next, random};
-use super::plane::{Found, Plane};
+use super::plane::Plane;
+use super::round::FIRST_HANDSHAKE;
 use super::signals::Signal;
 use super::view::Since;
 use crate::address::{DeviceAddress, candidates};
-use crate::advertise::{self, Advertised};
+use crate::advertise::Advertised;
 use crate::cache;
 use crate::claim::{Wanted, Write, perform};
 use crate::device::Look;
-use crate::error::{Error, Result};
-use crate::handover;
-use crate::members::{Endpoint, MemberPeer, Rules};
-use crate::milestones::{self, Milestone, Milestones};
+use crate::error::Result;
+use crate::members::Rules;
+use crate::milestones::{self, Milestones};
 use crate::notify::{Notify, watchdog_interval};
-use crate::plan::{Desired, DesiredPeer};
 use crate::registry::nats::Nats;
 use crate::registry::{Event, Registry as _};
-use crate::resolve::{Names, look_up};
+use crate::resolve::Names;
 use crate::settings::{AddressFrom, KeyFrom, RegistrySettings, Settings};
 use crate::view::{Counters, View};
-use crate::{admin, metrics, path};
-
-/// The longest that a silent change stays unnoticed.
-const TICK: Duration = Duration::from_secs(30);
+use crate::{admin, metrics};
 
 /// Netlink events come in bursts: look once it is quiet.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -48,18 +41,15 @@ const HOLD: Duration = Duration::from_secs(10);
 const HOLD_FOR: Duration = Duration::from_secs(30);
 
 /// Changes are shown to others, and the paths to new peers measured, after these.
-const SHOW: Duration = Duration::from_millis(50);
+pub(super) const SHOW: Duration = Duration::from_millis(50);
 const MEASURE: Duration = Duration::from_secs(1);
 
 /// Changes are stored after the first of these, and so again at the earliest after the second.
-const STORE_SOON: Duration = Duration::from_secs(1);
+pub(super) const STORE_SOON: Duration = Duration::from_secs(1);
 const STORE_AGAIN: Duration = Duration::from_secs(30);
 
 /// As long as it is not known where others reach this node, it is tried to find out as often as this.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
-
-/// After the first peers are there, the device is looked at for the first handshake: at double the time each time.
-const FIRST_HANDSHAKE: Duration = Duration::from_millis(500);
 
 pub(super) struct Agent {
     pub(super) settings: Arc<Settings>,
@@ -72,77 +62,30 @@ pub(super) struct Agent {
     /// For a person.
     pub(super) registry_at: String,
     pub(super) advertised: Option<Advertised>,
-    is_behind_nat: bool,
-    names: Names,
+    pub(super) is_behind_nat: bool,
+    pub(super) names: Names,
     /// Whether the names may be others than before.
-    names_changed: bool,
+    pub(super) names_changed: bool,
     /// Whether somebody is finding out where others reach this node.
-    is_asking: bool,
+    pub(super) is_asking: bool,
     /// Counts the writes to the registry, so that the answer to one that was given up is known as such.
-    writes: u64,
+    pub(super) writes: u64,
     pub(super) counters: Counters,
     pub(super) milestones: Milestones,
     pub(super) since: Since,
-    shown: watch::Sender<Arc<View>>,
-    news: mpsc::Sender<News>,
+    pub(super) shown: watch::Sender<Arc<View>>,
+    pub(super) news: mpsc::Sender<News>,
     pub(super) due: Due,
     /// The device has to be compared.
-    look: Option<Look>,
-    is_ready: bool,
+    pub(super) look: Option<Look>,
+    pub(super) is_ready: bool,
     /// Whether the device had peers, and an address, when it was compared last.
-    is_up: bool,
-    wipes_identity: bool,
-    is_storing: bool,
-    status: String,
-    handshake_pause: Duration,
+    pub(super) is_up: bool,
+    pub(super) wipes_identity: bool,
+    pub(super) is_storing: bool,
+    pub(super) status: String,
+    pub(super) handshake_pause: Duration,
     pub(super) metrics: Option<AbortHandle>,
-}
-
-/// When what is to be done.
-#[derive(Debug, Default)]
-pub(super) struct Due {
-    tick: Option<Instant>,
-    alive: Option<Instant>,
-    look: Option<Instant>,
-    claim: Option<Instant>,
-    patience: Option<Instant>,
-    hold: Option<Instant>,
-    show: Option<Instant>,
-    pub(super) measure: Option<Instant>,
-    pub(super) store: Option<Instant>,
-    names: Option<Instant>,
-    ask: Option<Instant>,
-    handshake: Option<Instant>,
-}
-
-impl Due {
-    fn next(&self, now: Instant) -> Instant {
-        let all = [
-            self.tick,
-            self.alive,
-            self.look,
-            self.claim,
-            self.patience,
-            self.hold,
-            self.show,
-            self.measure,
-            self.store,
-            self.names,
-            self.ask,
-            self.handshake,
-        ];
-        all.into_iter().flatten().min().unwrap_or(now + TICK)
-    }
-}
-
-/// Whether it is time; then it is no longer due.
-fn is_due(due: &mut Option<Instant>, now: Instant) -> bool {
-    due.take_if(|at| *at <= now).is_some()
-}
-
-/// Due by then, or earlier.
-pub(super) fn by(due: &mut Option<Instant>, at: Instant) {
-    *due = Some(due.map_or(at, |due| due.min(at)));
 }
 
 impl Agent {
@@ -244,7 +187,7 @@ impl Agent {
                 Input::News(news) => self.learn(news),
                 Input::Device => by(&mut self.due.look, Instant::now() + SETTLE),
                 Input::Signal(Signal::Stop) => break,
-                Input::Signal(Signal::Reload) => self.reload(&mut inputs)?,
+                Input::Signal(Signal::Reload) => self.reload(&mut inputs),
                 Input::Time => {}
             }
         }
@@ -259,7 +202,8 @@ impl Agent {
             log::warn!("{error}");
         }
         log::info!("stopping; {} stays as it is", self.plane.interface());
-        self.notify.stopping()
+        self.tell(self.notify.stopping());
+        Ok(())
     }
 
     fn hear(&mut self, event: Event) {
@@ -349,7 +293,7 @@ impl Agent {
     fn turn(&mut self, now: Instant) -> Result<()> {
         if is_due(&mut self.due.alive, now) {
             self.due.alive = watchdog_interval().map(|interval| now + interval / 2);
-            self.notify.alive()?;
+            self.tell(self.notify.alive());
         }
         if is_due(&mut self.due.tick, now) {
             self.due.tick = Some(now + TICK);
@@ -372,7 +316,7 @@ impl Agent {
         }
         if is_due(&mut self.due.hold, now) && !self.is_ready {
             self.due.hold = Some(now + HOLD);
-            self.notify.extend(HOLD_FOR)?;
+            self.tell(self.notify.extend(HOLD_FOR));
         }
         self.compare(now)?;
         self.ask_names(now);
@@ -382,7 +326,7 @@ impl Agent {
         }
         if is_due(&mut self.due.show, now) {
             self.show();
-            self.tell_status()?;
+            self.tell_status();
         }
         Ok(())
     }
@@ -421,286 +365,6 @@ impl Agent {
         Ok(())
     }
 
-    /// The registry has not answered, or does not let this node have a record: what can be done without?
-    fn do_without(&mut self, now: Instant) -> Result<()> {
-        let Some(joining) = &mut self.joining else { return Ok(()) };
-        if joining.address().is_some() {
-            return Ok(());
-        }
-        if joining.settle_for_cache() {
-            self.look = Some(Look::Fresh);
-            log::warn!(
-                "registry: no answer so far; going on with {} known from the last time",
-                peers(joining.peers().count())
-            );
-            return Ok(());
-        }
-        self.park(now)
-    }
-
-    /// Has the device carry the key, if it may, so that nothing else has to.
-    fn park(&mut self, now: Instant) -> Result<()> {
-        if let KeyFrom::File(_) = self.settings.key {
-            return self.ready(); // which stays where it is
-        }
-        match self.plane.found()? {
-            Found::Own => self.ready(),
-            Found::Nothing => {
-                let parked = Desired { address: None, peers: BTreeMap::new(), ..self.desired() };
-                self.plane.reconcile(&parked, Look::Fresh, &mut self.counters)?;
-                self.ready()
-            }
-            Found::Foreign => {
-                if !self.is_ready && self.due.hold.is_none() {
-                    log::warn!(
-                        "{} has another node's key; it stays until the registry has given this one an address",
-                        self.plane.interface()
-                    );
-                    self.due.hold = Some(now);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Compares the device with what it should be, if there is reason to.
-    fn compare(&mut self, now: Instant) -> Result<()> {
-        if is_due(&mut self.due.measure, now) {
-            self.measure();
-        }
-        let Some(look) = self.look.take() else { return Ok(()) };
-        if self.own().is_none() {
-            // Parked, and it should stay so.
-            let is_waiting = self.due.patience.is_some();
-            let parked = if is_waiting { Ok(()) } else { self.park(now) };
-            return if self.is_ready { self.noted(parked, now) } else { parked };
-        }
-        let is_first = !self.is_up;
-        if is_first {
-            self.measure();
-        }
-        let desired = self.desired();
-        let has_peers = !desired.peers.is_empty();
-        let before = self.counters;
-        let result = self.plane.reconcile(&desired, look, &mut self.counters);
-        if self.counters != before {
-            by(&mut self.due.show, now + SHOW);
-        }
-        if !self.is_ready {
-            result?;
-            self.is_up = true;
-        } else {
-            self.is_up = result.is_ok();
-            self.noted(result, now)?;
-        }
-        if !self.is_up {
-            return Ok(());
-        }
-        self.milestones.reached(Milestone::DeviceUp);
-        if self.joining.as_ref().is_some_and(Joining::is_joined)
-            && self.milestones.reached_so_far().joined_ms.is_none()
-        {
-            self.milestones.reached(Milestone::Joined);
-            by(&mut self.due.show, now);
-        }
-        if has_peers
-            && self.handshake_pause == FIRST_HANDSHAKE
-            && self.milestones.reached_so_far().first_handshake_ms.is_none()
-        {
-            by(&mut self.due.handshake, now + FIRST_HANDSHAKE);
-        }
-        self.ready()
-    }
-
-    fn noted(&mut self, result: Result<()>, now: Instant) -> Result<()> {
-        if self.plane.note(result) {
-            by(&mut self.due.show, now);
-        }
-        Ok(())
-    }
-
-    /// Tells systemd, once; and then there is to be no other copy of the key.
-    fn ready(&mut self) -> Result<()> {
-        if self.is_ready {
-            return Ok(());
-        }
-        self.is_ready = true;
-        self.due.hold = None;
-        self.status = self.summary();
-        log::info!("{}", self.status);
-        self.notify.ready(&self.status)?;
-        if let KeyFrom::HandOver { .. } = self.settings.key
-            && self.wipes_identity
-        {
-            // Without systemd there is no ExecStartPost= that would do it.
-            handover::forget_here(&self.options.hand_over)?;
-        }
-        Ok(())
-    }
-
-    fn look_for_handshake(&mut self, now: Instant) {
-        if self.milestones.reached_so_far().first_handshake_ms.is_some() {
-            return;
-        }
-        if let Some(when) = self.plane.first_handshake() {
-            self.milestones.reached_at(Milestone::FirstHandshake, when);
-            self.due.handshake = None;
-        } else if is_due(&mut self.due.handshake, now) {
-            self.handshake_pause = self.handshake_pause.saturating_mul(2);
-            if self.handshake_pause < TICK {
-                self.due.handshake = Some(now + self.handshake_pause);
-            }
-            by(&mut self.due.look, now);
-        }
-    }
-
-    /// What the device should be.
-    fn desired(&self) -> Desired {
-        let keepalive = self.keepalive();
-        let peers = self.joining.iter().flat_map(Joining::peers).map(|(public_key, peer)| {
-            let peer = DesiredPeer {
-                endpoint: self.endpoint(peer),
-                allowed_ips: peer.allowed_ips.clone(),
-                keepalive,
-            };
-            (*public_key, peer)
-        });
-        Desired {
-            public_key: self.plane.public_key(),
-            port: self.settings.port,
-            mtu: self.mtu(),
-            address: self.own().map(|own| DeviceAddress::new(&own, &self.settings.mesh)),
-            peers: peers.collect(),
-        }
-    }
-
-    /// Where a peer is; for a name that could not be looked up so far, the address in its record, which is what it was then.
-    fn endpoint(&self, peer: &MemberPeer) -> Option<SocketAddr> {
-        let (address, port) = match peer.endpoint.as_ref()? {
-            Endpoint::Address(endpoint) => return Some(*endpoint),
-            Endpoint::Name { host, port } => {
-                let recorded = || peer.advertise_address.parse().ok();
-                (self.names.address(host).or_else(recorded)?, *port)
-            }
-        };
-        // A way to a peer that leads through the mesh is none.
-        (!self.settings.mesh.contains(address)).then_some(SocketAddr::new(address, port))
-    }
-
-    /// The own range, as soon as the device may have it.
-    pub(super) fn own(&self) -> Option<Cidr> {
-        match &self.joining {
-            Some(joining) => joining.address(),
-            None => self.own_without_registry().ok(),
-        }
-    }
-
-    fn own_without_registry(&self) -> Result<Cidr> {
-        let mesh = self.settings.mesh;
-        match self.settings.address {
-            AddressFrom::Fixed(own) => Ok(own),
-            AddressFrom::Key => candidates(&mesh, self.plane.public_key())?
-                .next()
-                .map(|(_, address)| Cidr::host(address))
-                .ok_or(Error::MeshPrefix { mesh }),
-        }
-    }
-
-    pub(super) fn mtu(&self) -> u32 {
-        self.settings.mtu.unwrap_or_else(|| self.plane.mtu())
-    }
-
-    pub(super) fn keepalive(&self) -> u16 {
-        advertise::keepalive(self.settings.keepalive, self.is_behind_nat)
-    }
-
-    /// Looks at the ways to the others: how large packets may be, and whether a NAT is in between.
-    fn measure(&mut self) {
-        let endpoints: BTreeSet<IpAddr> = self
-            .joining
-            .iter()
-            .flat_map(Joining::peers)
-            .filter_map(|(_, peer)| Some(self.endpoint(peer)?.ip()))
-            .collect();
-        let mut changed = false;
-        if let Some(advertised) = &self.advertised {
-            match path::is_local(advertised.address) {
-                Ok(is_own) => {
-                    let peers = endpoints.iter().copied();
-                    let nat = advertise::behind_nat(advertised.address, is_own, peers);
-                    changed = self.is_behind_nat != nat;
-                    self.is_behind_nat = nat;
-                }
-                Err(error) => log::debug!("{error}"),
-            }
-        }
-        if self.settings.mtu.is_none() {
-            changed |= self.plane.measure(endpoints);
-        }
-        if changed {
-            self.look.get_or_insert(Look::Remembered);
-            by(&mut self.due.show, Instant::now() + SHOW);
-        }
-    }
-
-    pub(super) fn ask_advertised(&mut self) {
-        self.due.ask = None;
-        if self.joining.is_none() || std::mem::replace(&mut self.is_asking, true) {
-            return;
-        }
-        let (settings, known) = (Arc::clone(&self.settings), self.advertised.clone());
-        let news = self.news.clone();
-        tokio::spawn(async move {
-            let advertised = advertise::resolve(&settings, known.as_ref()).await;
-            let _ = news.send(News::Advertised(advertised, settings)).await;
-        });
-    }
-
-    fn ask_names(&mut self, now: Instant) {
-        let Some(joining) = &self.joining else { return };
-        let is_due = is_due(&mut self.due.names, now);
-        if !std::mem::take(&mut self.names_changed) && !is_due {
-            return;
-        }
-        let mut peers: BTreeMap<&str, bool> = BTreeMap::new();
-        for (public_key, peer) in joining.peers() {
-            if let Some(Endpoint::Name { host, .. }) = &peer.endpoint {
-                *peers.entry(host).or_default() |= self.plane.is_silent(public_key);
-            }
-        }
-        self.names.follow(peers.keys().copied(), now);
-        for host in self.names.ask(now, |host| peers.get(host).copied().unwrap_or(true)) {
-            let news = self.news.clone();
-            tokio::spawn(async move {
-                let answer = look_up(&host).await;
-                let _ = news.send(News::Name(host, answer)).await;
-            });
-        }
-        self.due.names = self.names.next();
-    }
-
-    fn store(&mut self, now: Instant) {
-        if self.is_storing {
-            self.due.store = Some(now + STORE_SOON);
-            return;
-        }
-        let Some(joining) = &self.joining else { return };
-        let Some(cached) = joining.to_cache() else { return };
-        self.is_storing = true;
-        let (path, bucket) = (self.settings.cache.clone(), joining.wanted().bucket.clone());
-        let (key, news) = (self.plane.shared_key(), self.news.clone());
-        tokio::task::spawn_blocking(move || {
-            let stored = cache::store(&path, &key, &bucket, &cached);
-            let _ = news.blocking_send(News::Stored(stored));
-        });
-    }
-
-    fn store_now(&self, cached: &cache::Cached) -> Result<()> {
-        let Some(joining) = &self.joining else { return Ok(()) };
-        let path: &Path = &self.settings.cache;
-        cache::store(path, self.plane.key(), &joining.wanted().bucket, cached)
-    }
-
     pub(super) fn wanted(&self, bucket: &str) -> Wanted {
         Wanted {
             bucket: bucket.into(),
@@ -732,36 +396,24 @@ impl Agent {
         }
     }
 
-    fn serve(&self, socket: admin::Server) {
-        let (view, news) = (self.shown.subscribe(), self.news.clone());
-        tokio::spawn(async move {
-            let Err(error) = socket.serve(view).await;
-            let _ = news.send(News::Ended(error)).await;
-        });
-    }
-
-    pub(super) fn serve_metrics(&self, server: metrics::Server) -> AbortHandle {
-        let (view, news) = (self.shown.subscribe(), self.news.clone());
-        let interface = self.settings.interface.clone();
-        let serving = tokio::spawn(async move {
-            let Err(error) = server.serve(view, interface).await;
-            let _ = news.send(News::Ended(error)).await;
-        });
-        serving.abort_handle()
-    }
-
     fn show(&mut self) {
         let view = self.view();
         self.shown.send_replace(Arc::new(view));
     }
 
-    pub(super) fn tell_status(&mut self) -> Result<()> {
+    pub(super) fn tell_status(&mut self) {
         let status = self.summary();
         if self.is_ready && status != self.status {
-            self.notify.status(&status)?;
+            self.tell(self.notify.status(&status));
             self.status = status;
         }
-        Ok(())
+    }
+
+    /// That systemd does not listen, while it re-executes itself say, is no reason to end.
+    pub(super) fn tell(&self, told: Result<()>) {
+        if let Err(error) = told {
+            log::warn!("{error}");
+        }
     }
 
     pub(super) fn look_fresh(&mut self) {
@@ -789,7 +441,7 @@ impl Agent {
     }
 }
 
-fn peers(count: usize) -> String {
+pub(super) fn peers(count: usize) -> String {
     let s = if count == 1 { "" } else { "s" };
     format!("{count} peer{s}")
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::due::by;
 use super::inputs::Inputs;
-use super::node::{Agent, by};
+use super::node::Agent;
 use crate::error::Result;
 use crate::metrics;
 use crate::registry::Registry as _;
@@ -11,15 +12,21 @@ use crate::registry::nats::Nats;
 use crate::settings::Settings;
 
 impl Agent {
-    /// # Errors
-    /// That systemd cannot be told. A configuration that is no good is said in the log, and the old one stays.
-    pub(super) fn reload(&mut self, inputs: &mut Inputs) -> Result<()> {
-        self.notify.reloading()?;
+    /// A configuration that is no good is said in the log, and the old one stays.
+    pub(super) fn reload(&mut self, inputs: &mut Inputs) {
+        if self.is_ready {
+            self.tell(self.notify.reloading());
+        }
         match (self.options.settings_again)().and_then(|settings| self.take(settings, inputs)) {
             Ok(()) => log::info!("the configuration was read again"),
             Err(error) => log::error!("the configuration stays as it was: {error}"),
         }
-        self.notify.ready(&self.summary())
+        self.status = self.summary();
+        self.tell(if self.is_ready {
+            self.notify.ready(&self.status)
+        } else {
+            self.notify.status(&self.status)
+        });
     }
 
     /// All of it or nothing.

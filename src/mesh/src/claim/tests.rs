@@ -253,6 +253,12 @@ fn the_addresses_of_those_who_may_come_back_are_left_to_them() {
     };
     let step = decide(&wanted, &known(None)).unwrap();
     assert_eq!(write_of(&step), Some((candidate(1, 1), Expected::Absent)));
+    // But not where nothing else is left.
+    let small = Wanted { mesh: cidr("fd10::/126"), ..wanted };
+    let carried = vec![entry(2, "fd10::1/128", 8), entry(3, "fd10::2/128", 9)];
+    let carried = self::members(1, carried);
+    let known = Known { carried: Some(&carried), ..known(None) };
+    assert!(write_of(&decide(&small, &known).unwrap()).is_some());
 }
 
 /// Two host bits make two addresses.
