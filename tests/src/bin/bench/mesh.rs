@@ -48,7 +48,10 @@ struct Start {
 }
 
 pub(crate) fn run() {
-    println!("The mesh agent, with nats-server and wireguard-go on this machine\n");
+    println!(
+        "The mesh agent, with nats-server and wireguard-go on this machine. The budget for 1,000 peers: 100 ms, 19.1 MiB;\n\
+         from a put to the device: 10 ms\n"
+    );
     println!(
         "{:44} {:>8} {:>9} {:>9} {:>10}",
         "from start to all peers on the device", "peers", "ms", "CPU ms", "peak MiB"
