@@ -40,8 +40,9 @@ const PING: Duration = Duration::from_secs(10);
 const STABLE: Duration = Duration::from_secs(60);
 /// Between one server of a cluster and the next.
 const NEXT_SERVER: Duration = Duration::from_millis(100);
-/// Messages that the library keeps for a subscription: more than come between two looks at it.
-const CAPACITY: usize = 8192;
+/// Messages that the library keeps for a subscription and else drops: all records, as it may receive them in one go. The server's
+/// flow control holds their bytes to 32 MiB.
+const CAPACITY: usize = 32_768;
 /// Servers known from others of the cluster.
 const MAX_DISCOVERED: usize = 32;
 /// Refusals of the server that are remembered.
