@@ -2,6 +2,7 @@
 //! key server, and the report that a booted machine gives of itself.
 //!
 //! A scenario is: a [`tpm::Tpm`], a [`kms::Kms`], a [`disk::Disk`], then boots ([`vm::Vm`]) of that disk with that TPM.
+//! Meshes need no machines: their hosts are network namespaces ([`mesh`]), their registry real nats-servers ([`nats`]).
 //! Everything is made anew for each scenario from one cached image, and ends with it.
 
 pub mod child;

@@ -214,17 +214,17 @@ fn twenty_nodes() -> Result<()> {
     Ok(())
 }
 
-/// Both in IPv4, in a mesh with six addresses, so that they meet at once.
+/// In IPv4, five in a mesh with six addresses: nine times in ten some meet.
 #[test]
 fn nodes_whose_keys_lead_to_one_address_get_two() -> Result<()> {
-    let mesh = Mesh::by_cloud_config("collision", 4)?;
+    let mesh = Mesh::by_cloud_config("collision", 5)?;
     for host in &mesh.hosts {
         host.set("prefix", "10.77.0.0/29");
     }
     mesh.up()?;
     let addresses: BTreeSet<_> = mesh.hosts.iter().map(|h| h.overlay().unwrap()).collect();
-    assert_eq!(addresses.len(), 4, "{addresses:?}");
-    eventually("there are four records", || Ok((mesh.registry.records()?.len() == 4).then_some(())))
+    assert_eq!(addresses.len(), 5, "{addresses:?}");
+    eventually("there are five records", || Ok((mesh.registry.records()?.len() == 5).then_some(())))
 }
 
 // What the server permits.
@@ -883,7 +883,7 @@ fn signatures_are_required_preferred_or_ignored_as_configured() -> Result<()> {
         problems(s).keys().cloned().collect::<BTreeSet<_>>() == [key.clone()].into()
     })?;
 
-    // An unsigned record in the way of a signed one, and older than it.
+    // Its agent sees what was made of its record, and writes it anew.
     other.start()?;
     mesh.registry.wait_for(&key, |record| record.value == genuine.value)?;
     mesh.connected()
