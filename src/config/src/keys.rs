@@ -95,6 +95,10 @@ pub(crate) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
+pub(crate) fn is_in_mesh(key: &str) -> bool {
+    key.strip_prefix(MESH).is_some_and(|rest| rest.starts_with('.'))
+}
+
 /// The other of two keys of which only one can be meant: older Kairos reads a setting below `kcrypt.challenger`, newer below
 /// `kcrypt`; and a node advertises an address or an interface.
 pub(crate) fn twin(key: &str) -> Option<String> {

@@ -35,6 +35,22 @@ pub(crate) enum Change {
 #[derive(Debug, Default)]
 pub(crate) struct Layer {
     pub(crate) statements: Vec<Statement>,
+    pub(crate) unknown_in_mesh: Vec<Unknown>,
+}
+
+/// A key of `latchkey.mesh` that nobody reads. An error to the agent. The initramfs only tells: it may be older than the
+/// configuration, and the key that it does not know is no reason to leave the disk closed.
+#[derive(Debug, Clone)]
+pub(crate) struct Unknown {
+    pub(crate) place: Place,
+    pub(crate) key: String,
+    pub(crate) nearest: Option<String>,
+}
+
+impl From<Unknown> for ConfigError {
+    fn from(Unknown { place, key, nearest }: Unknown) -> Self {
+        Self::UnknownKey { place, key, nearest }
+    }
 }
 
 impl Layer {
@@ -90,13 +106,13 @@ impl Layer {
         for (index, entry) in entries.iter().enumerate() {
             let place = Place { file: Arc::clone(&place.file), line: entry.line };
             let Some(name) = &entry.key else {
-                refuse_unknown(path, "?", entry, &place)?;
+                self.unknown(path, "?", entry, &place)?;
                 continue;
             };
             let full = join(path, name);
             let (branch, leaf) = (keys::branch(&full), keys::leaf(&full));
             if branch.is_none() && leaf.is_none() {
-                refuse_unknown(path, name, entry, &place)?;
+                self.unknown(path, name, entry, &place)?;
                 continue;
             }
             if entries.iter().take(index).any(|earlier| earlier.key.as_ref() == Some(name)) {
@@ -107,6 +123,21 @@ impl Layer {
                 (None, Some((leaf, kind))) => self.leaf(leaf, kind, &entry.value, place)?,
                 (None, None) => {}
             }
+        }
+        Ok(())
+    }
+
+    fn unknown(
+        &mut self,
+        path: &'static str,
+        name: &str,
+        entry: &Entry,
+        place: &Place,
+    ) -> Result<(), ConfigError> {
+        match unknown(path, name, entry, place) {
+            Some(unknown) if path == MESH => self.unknown_in_mesh.push(unknown),
+            Some(unknown) => return Err(unknown.into()),
+            None => {}
         }
         Ok(())
     }
@@ -145,12 +176,8 @@ impl Layer {
     }
 }
 
-fn refuse_unknown(
-    path: &'static str,
-    name: &str,
-    entry: &Entry,
-    place: &Place,
-) -> Result<(), ConfigError> {
+/// Nothing if the key is somebody else's.
+fn unknown(path: &'static str, name: &str, entry: &Entry, place: &Place) -> Option<Unknown> {
     let ours = keys::branch(path).is_some_and(|branch| branch.ours);
     let near = keys::nearest(path, name).filter(|(known, distance)| match path {
         // At the top one that looks like ours is not even ours if it holds something else.
@@ -164,14 +191,8 @@ fn refuse_unknown(
     let part = || keys::names_in(path).find(|known| ours && name.len() > 3 && known.contains(name));
     let nearest = near.map(|(known, _)| known).or_else(part).map(|known| join(path, known));
     let nearest = keys::of_ikto(path, name).map(str::to_owned).or(nearest);
-    if ours || nearest.is_some() {
-        return Err(ConfigError::UnknownKey {
-            place: place.clone(),
-            key: join(path, name),
-            nearest,
-        });
-    }
-    Ok(())
+    let key = join(path, name);
+    (ours || nearest.is_some()).then(|| Unknown { place: place.clone(), key, nearest })
 }
 
 /// Kairos reads the first document of a file only; settings in another would be silently without effect.

@@ -150,6 +150,9 @@ fn config_of(
     sources: Vec<PathBuf>,
     unfetched: Vec<String>,
 ) -> Result<Config, ConfigError> {
+    for unknown in settings.unknown_in_mesh() {
+        log::warn!("{}; it opens no disk and closes none", ConfigError::from(unknown.clone()));
+    }
     Ok(Config {
         challenger: challenger(settings)?,
         encrypted_partitions: match settings.get("install.encrypted_partitions") {

@@ -190,8 +190,11 @@ impl fmt::Display for Server {
 
 pub(crate) fn of(settings: &Settings) -> Result<Option<Mesh>, ConfigError> {
     let Some(place) = settings.mesh() else { return Ok(None) };
-    let missing =
-        |missing| ConfigError::Missing { place: place.clone(), key: MESH.to_owned(), missing };
+    // What is missing may be there under a name with a typing error in it.
+    let missing = |missing| match settings.unknown_in_mesh().first() {
+        Some(unknown) => unknown.clone().into(),
+        None => ConfigError::Missing { place: place.clone(), key: MESH.to_owned(), missing },
+    };
     let Some(network) = text(settings, "latchkey.mesh.network") else {
         return Err(missing("latchkey.mesh.network"));
     };
@@ -215,6 +218,9 @@ pub(crate) fn membership(
     settings: &Settings,
     roots: &[PathBuf],
 ) -> Result<Option<Membership>, ConfigError> {
+    if let Some(unknown) = settings.unknown_in_mesh().first() {
+        return Err(unknown.clone().into());
+    }
     let Some(mesh) = of(settings)? else { return Ok(None) };
     let settings = &read(settings, roots)?;
     let mut membership = Membership::from(mesh);

@@ -10,7 +10,7 @@ use crate::certificate;
 use crate::cmdline::{CMDLINE, words};
 use crate::error::{ConfigError, Place};
 use crate::keys::{self, CONFIG_URL, LEAVES, NEAR};
-use crate::layer::Layer;
+use crate::layer::{Layer, Unknown};
 use crate::mesh::value::{Content, Kind as Agent};
 use crate::value::Kind;
 use crate::yaml::{Node, Value};
@@ -40,11 +40,19 @@ impl Layer {
                 _ => &word,
             };
             let (key, value) = word.split_once('=').map_or((word, None), |(k, v)| (k, Some(v)));
-            match setting(key, value).map_err(|nearest| unknown(key, nearest, &place))? {
-                Some((leaf, kind)) => {
+            match setting(key, value) {
+                Ok(Some((leaf, kind))) => {
                     layer.leaf(leaf, kind, &node(kind, value), place.clone())?;
                 }
-                None => refuse_branch(key, &place)?,
+                Ok(None) => refuse_branch(key, &place)?,
+                Err(nearest) => {
+                    let (key, nearest) = (key.to_owned(), nearest.map(str::to_owned));
+                    let unknown = Unknown { place: place.clone(), key, nearest };
+                    if !keys::is_in_mesh(&unknown.key) {
+                        return Err(unknown.into());
+                    }
+                    layer.unknown_in_mesh.push(unknown);
+                }
             }
         }
         layer.read_certificates(roots)?;
@@ -85,14 +93,6 @@ fn setting(
         return Err(None);
     }
     Ok(None)
-}
-
-fn unknown(key: &str, nearest: Option<&str>, place: &Place) -> ConfigError {
-    ConfigError::UnknownKey {
-        place: place.clone(),
-        key: key.to_owned(),
-        nearest: nearest.map(str::to_owned),
-    }
 }
 
 /// A quote that is closed somewhere later only takes what is between along, for the kernel as for us.

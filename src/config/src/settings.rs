@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{ConfigError, Place};
 use crate::keys::{self, CONFIG_URL, MESH};
-use crate::layer::{Change, Layer, Statement};
+use crate::layer::{Change, Layer, Statement, Unknown};
 use crate::mesh::value::Kind as AgentKind;
 use crate::value::{Kind, Setting, Unread};
 
@@ -16,11 +16,13 @@ use crate::value::{Kind, Setting, Unread};
 pub(crate) struct Settings {
     leaves: BTreeMap<&'static str, (Setting, Place)>,
     mesh: Option<Place>,
+    unknown_in_mesh: Vec<Unknown>,
 }
 
 impl Settings {
     /// Merges one source over what is there.
     pub(crate) fn merge(&mut self, layer: &Layer) -> Result<(), ConfigError> {
+        self.unknown_in_mesh.extend(layer.unknown_in_mesh.iter().cloned());
         layer.statements.iter().try_for_each(|statement| self.apply(statement.clone()))
     }
 
@@ -42,6 +44,10 @@ impl Settings {
     /// Where the mesh was asked for, be it with an empty mapping.
     pub(crate) fn mesh(&self) -> Option<&Place> {
         self.mesh.as_ref()
+    }
+
+    pub(crate) fn unknown_in_mesh(&self) -> &[Unknown] {
+        &self.unknown_in_mesh
     }
 
     /// What the agent has to read, each with what the sources say of it.

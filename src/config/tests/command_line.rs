@@ -138,7 +138,6 @@ fn a_typing_error_on_the_command_line_is_told_with_the_key_that_was_meant() {
         ("kcrypt.challenger.sthelse=1", None),
         ("kcrypt.challenger.challenger_server.x=1", Some("kcrypt.challenger.challenger_server")),
         ("kcrypt.challenger.mdns.else=1", None),
-        ("latchkey.mesh.colour=red", None),
     ] {
         match over("", &format!("quiet {word} ro")) {
             Err(ConfigError::UnknownKey { place, nearest: n, .. }) => {

@@ -489,7 +489,7 @@ fn secrets_are_in_no_error_and_never_shown() {
     }
 }
 
-/// What the agent alone needs keeps no disk closed. Its keys are known all the same.
+/// What the agent alone needs keeps no disk closed, nor does a key that only a newer initramfs would know.
 #[test]
 fn the_boot_program_does_not_judge_what_the_agent_needs() {
     let load = |text: &str| {
@@ -509,14 +509,33 @@ fn the_boot_program_does_not_judge_what_the_agent_needs() {
         "mtu: [a]",
         "metrics: {a: b}",
         "advertise_address: fd10::1",
+        "keepalife: 25",
+        "colour: {of: [the, future]}",
     ] {
         let (config, membership) = load(text);
         assert_eq!(config.unwrap().mesh.unwrap().network, "n", "{text}");
         assert!(membership.is_err(), "{text}");
     }
-    for text in ["keepalife: 25", "port: 0", "registry: nats://n\n    registry: nats://n"] {
+    for text in ["port: 0", "registry: nats://n\n    registry: nats://n"] {
         let (config, membership) = load(text);
         assert!(config.is_err() && membership.is_err(), "{text}");
+    }
+}
+
+/// Which mesh it is, the boot program has to know.
+#[test]
+fn a_typing_error_in_what_is_required_is_told_to_the_boot_program_too() {
+    let dir = oem(&[(
+        "90.yaml",
+        "#cloud-config\nlatchkey:\n  mesh:\n    netwrok: n\n    prefix: fd10::/16\n",
+    )]);
+    let config =
+        latchkey_config::load(&[dir.path()], "", &mut |_: &_| Err("no network".to_owned()));
+    match config {
+        Err(ConfigError::UnknownKey { nearest, .. }) => {
+            assert_eq!(nearest.as_deref(), Some("latchkey.mesh.network"));
+        }
+        other => panic!("{other:?}"),
     }
 }
 
