@@ -209,11 +209,13 @@ fn advertise(text: &str, mesh: &Cidr, warnings: &mut Vec<String>) -> Checking<Ad
         return Ok(Advertise::Address(address.to_canonical()));
     }
     match value::advertise(text) {
-        Ok(Advertise::Address(address)) if mesh.contains(address) => {
-            let why = format!(
-                "{address} is inside the mesh {mesh}; write the address under which others reach this node without it"
-            );
-            Err(fault(KEY, why))
+        Ok(Advertise::Address(address)) => {
+            if mesh.contains(address) {
+                warnings.push(format!(
+                    "{KEY}: {address} is inside the mesh {mesh}: only those reach it who have a route of its own to it"
+                ));
+            }
+            Ok(Advertise::Address(address))
         }
         Ok(advertise) => Ok(advertise),
         Err(why) => Err(fault(KEY, why)),

@@ -151,7 +151,7 @@ fn judge(rules: &Rules, key: &str, member: Member, signature: Signature) -> Resu
             key_of(&member.allowed_ip)
         ));
     }
-    let endpoint = endpoint(rules, &member)?;
+    let endpoint = endpoint(&range, &member)?;
     let Extension { capabilities, .. } = member.extension.unwrap_or_default();
     Ok(Facts {
         name: member.name,
@@ -166,7 +166,7 @@ fn judge(rules: &Rules, key: &str, member: Member, signature: Signature) -> Resu
 }
 
 /// None if the node cannot be dialled.
-fn endpoint(rules: &Rules, member: &Member) -> Result<Option<Endpoint>, String> {
+fn endpoint(range: &Cidr, member: &Member) -> Result<Option<Endpoint>, String> {
     let advertised = &member.advertise_address;
     let address = advertised.parse::<IpAddr>().ok().map(|address| address.to_canonical());
     let name = member.extension.as_ref().and_then(|extension| extension.advertise_name.as_deref());
@@ -174,10 +174,11 @@ fn endpoint(rules: &Rules, member: &Member) -> Result<Option<Endpoint>, String> 
         if address.is_unspecified() || address.is_multicast() || is_broadcast(address) {
             return Err(format!("nobody can be reached at its advertise_address {address}"));
         }
-        if rules.mesh.contains(address) {
+        // One elsewhere in the mesh's range may be right: that of a LAN with a route of its own. If it has none, the
+        // kernel drops what would go round in circles, and nobody but this peer is the worse for it.
+        if range.contains(address) {
             return Err(format!(
-                "its advertise_address {address} is in the mesh {}, which is reached through it",
-                rules.mesh
+                "its advertise_address {address} is in its own {range}, which is reached through it"
             ));
         }
     }

@@ -81,13 +81,15 @@ fn what_is_no_endpoint_is_a_problem() {
         ("224.0.0.1", "nobody"),
         ("ff02::1", "nobody"),
         ("255.255.255.255", "nobody"),
-        ("fd10:ffff::1", "in the mesh"),
+        ("fd10:aaaa:1::9", "in its own fd10:aaaa:1::/48"),
     ] {
         let member = Member { advertise_address: advertise_address.into(), ..base() };
         let refused = strictly(&member).expect_err(advertise_address);
         assert!(refused.contains(reason), "{advertise_address:?}: {refused}");
         assert!(!refused.contains('\u{1b}'), "{refused}");
     }
+    let elsewhere_in_the_mesh = Member { advertise_address: "fd10:ffff::1".into(), ..base() };
+    assert!(strictly(&elsewhere_in_the_mesh).is_ok());
     let extension = Extension { advertise_name: Some("a b".into()), ..Extension::default() };
     let refused = strictly(&Member { extension: Some(extension), ..base() }).unwrap_err();
     assert!(refused.contains("no DNS name"), "{refused}");
@@ -139,9 +141,11 @@ fn an_ipv4_mesh_is_as_good() {
     let rules = Rules { mesh: cidr("10.64.0.0/12"), ..rules() };
     let peer = judged(rules.clone(), A.at("10.70.172.9/24").entry(1)).unwrap();
     assert_eq!(peer.allowed_ips, [cidr("10.70.172.0/24")].into());
-    for (allowed_ip, advertise_address) in
-        [("10.63.0.0/24", "10.99.1.2"), ("fd10::/48", "10.99.1.2"), ("10.70.172.0/24", "10.79.1.1")]
-    {
+    for (allowed_ip, advertise_address) in [
+        ("10.63.0.0/24", "10.99.1.2"),
+        ("fd10::/48", "10.99.1.2"),
+        ("10.70.172.0/24", "10.70.172.1"),
+    ] {
         let member =
             Member { advertise_address: advertise_address.into(), ..A.at(allowed_ip).member() };
         assert!(judged(rules.clone(), world::entry(&member, 1)).is_err(), "{allowed_ip}");
