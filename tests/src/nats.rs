@@ -240,10 +240,17 @@ impl NatsServer {
         self.signal("CONT")
     }
 
-    /// Has the running server read its configuration again.
+    /// Has the running server read its configuration again, and waits until it has: it throws out whoever logs in meanwhile.
     pub fn reload(&self) -> Result<()> {
+        const DONE: &str = "Reloaded server configuration";
         self.write_configuration()?;
-        self.signal("HUP")
+        let log = self.log()?;
+        let reloads = log.count(DONE);
+        self.signal("HUP")?;
+        if log.wait_for_more(DONE, reloads, PATIENCE)? {
+            return Ok(());
+        }
+        Err(Error::Setup(format!("nats-server has not reloaded: {}", log.tail())))
     }
 
     fn signal(&self, signal: &str) -> Result<()> {
