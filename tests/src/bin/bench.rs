@@ -8,6 +8,8 @@
 mod fleet;
 #[path = "bench/mesh.rs"]
 mod mesh;
+#[path = "bench/process.rs"]
+mod process;
 #[path = "bench/server.rs"]
 mod server;
 

@@ -22,6 +22,7 @@ use latchkey_wire::member::{Cidr, Extension, Member, key_of};
 use sha2::{Digest, Sha256};
 
 use crate::median;
+use crate::process::{cpu, memory};
 
 const PUTS: usize = 20;
 const IDLE: Duration = Duration::from_secs(20);
@@ -160,8 +161,8 @@ fn told(host: &Host, peers: usize, what: &str, took: Duration) -> Start {
         what: what.into(),
         peers,
         millis: took.as_secs_f64() * 1e3,
-        cpu: cpu(host).as_secs_f64() * 1e3,
-        peak: memory(host, "VmHWM:"),
+        cpu: cpu(pid(host)).as_secs_f64() * 1e3,
+        peak: memory(pid(host), "VmHWM:"),
     };
     start.tell();
     start
@@ -253,25 +254,25 @@ fn while_it_runs(mesh: &Mesh, host: &Host, others: &[Other]) -> String {
         }
         Ok(took)
     };
-    let before = cpu(host);
+    let before = cpu(pid(host));
     let took = mesh.registry.ask(put).expect("each put is seen");
-    let each = (cpu(host) - before).as_secs_f64() * 1e3 / took.len() as f64;
+    let each = (cpu(pid(host)) - before).as_secs_f64() * 1e3 / took.len() as f64;
     let worst = took.iter().copied().fold(0.0, f64::max);
     let mut table = format!(
         "Among {peers}: from a put to the device {:.1} ms (median of {}; at most {worst:.1}), for {each:.1} ms of CPU\n",
         median(took.clone()),
         took.len(),
     );
-    let (traffic, before) = (bytes_of_eth0(host), cpu(host));
+    let (traffic, before) = (bytes_of_eth0(host), cpu(pid(host)));
     std::thread::sleep(IDLE);
     let (received, sent) = bytes_of_eth0(host);
-    let used = (cpu(host) - before).as_secs_f64() * 1e3;
+    let used = (cpu(pid(host)) - before).as_secs_f64() * 1e3;
     table += &format!(
         "Among {peers}, idle for {} s: {} bytes received, {} sent, {used:.1} ms of CPU, {:.1} MiB resident\n",
         IDLE.as_secs(),
         received - traffic.0,
         sent - traffic.1,
-        memory(host, "VmRSS:"),
+        memory(pid(host), "VmRSS:"),
     );
     table
 }
@@ -346,28 +347,13 @@ fn bytes(others: &[Other]) {
     println!();
 }
 
-/// Processor time of the agent so far, in its own code and in the kernel's on its behalf.
-fn cpu(host: &Host) -> Duration {
-    let tasks = format!("/proc/{}/task", host.agent_id().expect("an agent"));
-    let nanoseconds: u64 = std::fs::read_dir(tasks)
-        .unwrap()
-        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
-        .filter_map(|line| line.split(' ').next()?.parse::<u64>().ok())
-        .sum();
-    Duration::from_nanos(nanoseconds)
-}
-
-/// MiB of the agent's memory, by its name in /proc/PID/status.
-fn memory(host: &Host, field: &str) -> f64 {
-    let path = format!("/proc/{}/status", host.agent_id().expect("an agent"));
-    let status = std::fs::read_to_string(path).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+fn pid(host: &Host) -> u32 {
+    host.agent_id().expect("an agent")
 }
 
 /// Received and sent by the host, whose only cable leads to the registry.
 fn bytes_of_eth0(host: &Host) -> (u64, u64) {
-    let path = format!("/proc/{}/net/dev", host.agent_id().expect("an agent"));
+    let path = format!("/proc/{}/net/dev", pid(host));
     let table = std::fs::read_to_string(path).unwrap();
     let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap();
     let fields: Vec<u64> = line.split_whitespace().map(|field| field.parse().unwrap()).collect();

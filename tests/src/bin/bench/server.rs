@@ -16,6 +16,7 @@ use latchkey_soft_identity::SoftIdentity;
 use latchkey_tests::kms::{Kms, Volume, secret_yaml};
 
 use crate::fleet::{self, Generation};
+use crate::process::{cpu, memory};
 
 const FLEET: usize = 2000;
 /// Requests of each generation for the steady load, and how many clients make them.
@@ -87,7 +88,7 @@ fn server_of_v1(machines: &[SoftIdentity]) -> Kms {
 type Exchange<'a> = &'a (dyn Fn(&SoftIdentity) -> Result<Vec<u8>, String> + Sync);
 
 fn storm(name: &str, kms: &Kms, machines: &[SoftIdentity], exchange: Exchange<'_>) {
-    let before = cpu(kms);
+    let before = cpu(pid(kms));
     let start = Barrier::new(machines.len() + 1);
     let took = Mutex::new(Vec::with_capacity(machines.len()));
     let failures = Mutex::new(Vec::new());
@@ -117,8 +118,8 @@ fn storm(name: &str, kms: &Kms, machines: &[SoftIdentity], exchange: Exchange<'_
         all.as_secs_f64(),
         quantile(&took, 0.5),
         quantile(&took, 0.99),
-        (cpu(kms) - before).as_secs_f64(),
-        memory(kms, "VmHWM:"),
+        (cpu(pid(kms)) - before).as_secs_f64(),
+        memory(pid(kms), "VmHWM:"),
     );
     if let Some(failure) = failures.first() {
         println!("    the first failure: {failure}");
@@ -142,7 +143,7 @@ impl<'a> Load<'a> {
     }
 
     fn turn(&mut self, machines: &[SoftIdentity], requests: usize) {
-        let (before, begun) = (cpu(self.kms), Instant::now());
+        let (before, begun) = (cpu(pid(self.kms)), Instant::now());
         let next = AtomicUsize::new(0);
         let (port, generation) = (self.kms.port(), self.generation);
         let client = || {
@@ -168,7 +169,7 @@ impl<'a> Load<'a> {
             }
         });
         self.all += begun.elapsed();
-        self.cpu += cpu(self.kms) - before;
+        self.cpu += cpu(pid(self.kms)) - before;
     }
 
     /// Seconds of the processor for one request.
@@ -188,7 +189,7 @@ impl<'a> Load<'a> {
             self.took.len() as f64 / self.all.as_secs_f64(),
             quantile(&self.took, 0.5),
             quantile(&self.took, 0.99),
-            memory(self.kms, "VmRSS:"),
+            memory(pid(self.kms), "VmRSS:"),
             self.failed,
         );
     }
@@ -202,22 +203,6 @@ fn quantile(times: &[Duration], part: f64) -> f64 {
     times.get(at).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
 }
 
-/// Processor time of the server so far, in its own code and in the kernel's on its behalf.
-fn cpu(kms: &Kms) -> Duration {
-    // Field 1 is the nanoseconds on a processor; of each thread, as those that ended do not count for the process.
-    let tasks = format!("/proc/{}/task", kms.process().expect("a running server"));
-    let nanoseconds: u64 = std::fs::read_dir(tasks)
-        .unwrap()
-        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
-        .filter_map(|line| line.split(' ').next()?.parse::<u64>().ok())
-        .sum();
-    Duration::from_nanos(nanoseconds)
-}
-
-/// MiB of memory, by its name in /proc/PID/status.
-fn memory(kms: &Kms, field: &str) -> f64 {
-    let path = format!("/proc/{}/status", kms.process().expect("a running server"));
-    let status = std::fs::read_to_string(path).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+fn pid(kms: &Kms) -> u32 {
+    kms.process().expect("a running server")
 }
